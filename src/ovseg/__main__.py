@@ -1,0 +1,7 @@
+"""`python -m ovseg` is `ovs`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,83 @@
+"""The command `ovs`: one file per sub-command, each a few lines over the library."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from ..errors import OvsError
+
+# Sub-commands, each a module of this package with a `register(app)` function.
+COMMANDS = ("run", "demo", "models", "config")
+
+
+def with_dashes(argv: list[str]) -> list[str]:
+    """Spell long options with dashes, so that PaddleX's `--save_path` works as `--save-path`."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    spelled = []
+    for argument in argv[:end]:
+        name, equals, value = argument.partition("=")
+        spelled.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
+    return spelled + argv[end:]
+
+
+def build_app() -> Any:
+    """Return the Typer application with every sub-command registered."""
+    import typer
+
+    app = typer.Typer(
+        name="ovs",
+        help="PaddleX's vision pipelines on ONNX Runtime.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback()
+    def options(
+        debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    ) -> None:
+        if debug:
+            os.environ["OVSEG_DEBUG"] = "1"
+
+    for command in COMMANDS:
+        importlib.import_module(f".{command}", __name__).register(app)
+    return app
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status (0 success, 1 failure, 2 bad input, 130 Ctrl-C)."""
+    import click
+
+    arguments = with_dashes(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or bool(os.environ.get("OVSEG_DEBUG"))
+    # `--debug` is understood anywhere on the line.
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        status = build_app()(args=arguments, standalone_mode=False)
+        return int(status or 0)
+    except OvsError as error:
+        if debug:
+            raise
+        print(f"ovs: {error.cause}", file=sys.stderr)
+        if error.cure:
+            print(f"     {error.cure}", file=sys.stderr)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("ovs: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        print(f"ovs: {type(error).__name__}: {error}", file=sys.stderr)
+        print("     This is a fault in ovseg: run again with --debug and report the traceback.", file=sys.stderr)
+        return 1

@@ -1,0 +1,9 @@
+"""`ovs models`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def register(app: Any) -> None:
+    """Add the sub-command to `app`."""
