@@ -1,0 +1,1 @@
+"""SAM-tiny: the small promptable segmentation model that ovseg trains and ships."""
