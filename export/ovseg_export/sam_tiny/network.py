@@ -4,7 +4,7 @@ Image encoder: a residual convolutional network with attention at stride 32 and 
 Prompt encoder: points with labels, boxes as two corner points, and a previous mask.
 Mask decoder: two-way attention between tokens and the image, four mask tokens and an IoU token.
 
-Three choices keep a prompt cheap. Image features are kept as tokens of the stride-16 grid, the finer ones
+Three choices keep a prompt cheap. Image features are kept as tokens of the stride-32 grid, the finer ones
 folded into their cell, so that the decoder is matrix products only. The prompt is also drawn as soft maps on
 the grid, so that a small network need not learn geometry from Fourier features. And the masks of the single-
 mask token and those of the multi-mask tokens are separate outputs: ONNX Runtime computes what is fetched.
@@ -19,9 +19,9 @@ from paddle import nn
 from paddle.nn import functional
 
 SIZE = 512  # side of the square input frame, pixels
-STRIDE = 16  # pixels of the frame for one token
-DIM = 64  # width of tokens and embedding
-FINE8, FINE4 = 16, 8  # channels at stride 8 and 4
+STRIDE = 32  # pixels of the frame for one token
+DIM = 128  # width of tokens and embedding
+FINE16, FINE8, FINE4 = 32, 16, 8  # channels at stride 16, 8 and 4
 MASKS = 4  # one single-mask token and three multi-mask tokens
 LABELS = (-1.0, 0.0, 1.0, 2.0, 3.0)  # padding, negative, positive, top-left corner, bottom-right corner
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, ImageNet's, on 0..255
@@ -87,7 +87,10 @@ class GlobalBlock(nn.Layer):
 
 
 class ImageEncoder(nn.Layer):
-    """Frame [B, 3, S, S] to embeddings [B, T, 64], [B, T, 64], [B, T, 4, 32]: stride 16, 8 and 4, by cell."""
+    """Frame [B, 3, S, S] to embeddings of T = (S / 32)^2 cells: stride 32, 16, 8 and 4.
+
+    Shapes [B, T, 128], [B, T, 4 x 32], [B, T, 4, 4 x 16] and [B, T, 16, 4 x 8].
+    """
 
     def __init__(self, widths=(32, 64, 128, 192), depths=(3, 4, 4, 3)) -> None:
         super().__init__()
@@ -100,7 +103,8 @@ class ImageEncoder(nn.Layer):
             previous = width
         self.stages = nn.LayerList(stages)
         self.lateral32, self.lateral16 = nn.Conv2D(widths[3], 128, 1), nn.Conv2D(widths[2], 128, 1)
-        self.mix16, self.out16 = nn.Sequential(conv_bn(128, 128), nn.ReLU()), nn.Conv2D(128, DIM, 1)
+        self.mix16, self.out16 = nn.Sequential(conv_bn(128, 128), nn.ReLU()), nn.Conv2D(128, FINE16, 1)
+        self.out32 = nn.Conv2D(widths[3], DIM, 1)
         self.lateral8, self.down8 = nn.Conv2D(widths[1], 64, 1), nn.Conv2D(128, 64, 1)
         self.mix8, self.out8 = nn.Sequential(conv_bn(64, 64), nn.ReLU()), nn.Conv2D(64, FINE8, 1)
         self.lateral4, self.down4 = nn.Conv2D(widths[0], 32, 1), nn.Conv2D(64, 32, 1)
@@ -112,14 +116,22 @@ class ImageEncoder(nn.Layer):
         for stage in self.stages:
             x = stage(x)
             features.append(x)
+        h, w = features[3].shape[2:]
+        at32 = self.out32(features[3]).flatten(2).transpose([0, 2, 1])
         x = self.mix16(double(self.lateral32(features[3])) + self.lateral16(features[2]))
-        h, w = x.shape[2:]
-        at16 = self.out16(x).flatten(2).transpose([0, 2, 1])
+        at16 = self.out16(x).reshape([-1, FINE16, h, 2, w, 2]).transpose([0, 2, 4, 3, 5, 1])
         x = self.mix8(double(self.down8(x)) + self.lateral8(features[1]))
-        at8 = self.out8(x).reshape([-1, FINE8, h, 2, w, 2]).transpose([0, 2, 4, 3, 5, 1])
+        at8 = self.out8(x).reshape([-1, FINE8, h, 2, 2, w, 2, 2]).transpose([0, 2, 5, 3, 6, 4, 7, 1])
         x = self.mix4(double(self.down4(x)) + self.lateral4(features[0]))
-        at4 = self.out4(x).reshape([-1, FINE4, h, 2, 2, w, 2, 2]).transpose([0, 2, 5, 3, 6, 4, 7, 1])
-        return at16, at8.reshape([-1, h * w, 4 * FINE8]), at4.reshape([-1, h * w, 4, 4 * FINE4])
+        # In two steps: Paddle has no tensor of ten dimensions.
+        at4 = self.out4(x).reshape([-1, FINE4, h, 8, w, 8]).transpose([0, 2, 4, 3, 5, 1])
+        at4 = at4.reshape([-1, 2, 2, 2, 2, 2, 2, FINE4]).transpose([0, 1, 4, 2, 5, 3, 6, 7])
+        return (
+            at32,
+            at16.reshape([-1, h * w, 4 * FINE16]),
+            at8.reshape([-1, h * w, 4, 4 * FINE8]),
+            at4.reshape([-1, h * w, 16, 4 * FINE4]),
+        )
 
 
 def double(x):
@@ -131,14 +143,14 @@ def outer(y, x):
 
 
 class PromptEncoder(nn.Layer):
-    """Points, boxes and a mask to tokens [N, P, 64] and to a dense embedding [N, T, 64]."""
+    """Points, boxes and a mask to tokens [N, P, 128] and to a dense embedding [N, T, 128]."""
 
     def __init__(self, dim: int = DIM) -> None:
         super().__init__()
         self.register_buffer("fourier", paddle.randn([2, dim // 2]))
         self.label = nn.Embedding(len(LABELS), dim)
-        self.dense1, self.dense2 = nn.Linear(11, 32), nn.Linear(32, dim)
-        self.mask1, self.mask2 = nn.Linear(16, 32), nn.Linear(32, dim)
+        self.dense1, self.dense2 = nn.Linear(44, 64), nn.Linear(64, dim)
+        self.mask1, self.mask2 = nn.Linear(64, 64), nn.Linear(64, dim)
         self.no_mask = nn.Embedding(1, dim)
 
     def positions(self, xy):
@@ -194,10 +206,11 @@ class PromptEncoder(nn.Layer):
     def dense(self, xy, labels, mask_input, has_mask, height: int, width: int):
         """What the prompt adds to the image: one term of N prompts, one of the previous masks (1 or N)."""
         tokens = height * width
-        maps = self.maps(xy, labels, height, width).reshape([-1, 11, tokens]).transpose([0, 2, 1])
+        maps = self.maps(xy, labels, 2 * height, 2 * width).reshape([-1, 11, height, 2, width, 2])
+        maps = maps.transpose([0, 2, 4, 3, 5, 1]).reshape([-1, tokens, 44])
         drawn = self.dense2(functional.relu(self.dense1(maps)))
-        cells = mask_input.reshape([-1, height, 4, width, 4]).transpose([0, 1, 3, 2, 4])
-        cells = cells.reshape([-1, tokens, 16]).clip(-16.0, 16.0) * 0.25
+        cells = mask_input.reshape([-1, height, 8, width, 8]).transpose([0, 1, 3, 2, 4])
+        cells = cells.reshape([-1, tokens, 64]).clip(-16.0, 16.0) * 0.25
         masked = self.mask2(functional.relu(self.mask1(cells)))
         on = has_mask.unsqueeze(1).unsqueeze(2)
         return drawn, masked * on + self.no_mask.weight[0] * (1.0 - on)
@@ -208,7 +221,7 @@ class Layer(nn.Layer):
         super().__init__()
         self.self_attention, self.norm1 = Attention(dim, heads), nn.LayerNorm(dim)
         self.token_to_image, self.norm2 = Attention(dim, heads, inner), nn.LayerNorm(dim)
-        self.up, self.down, self.norm3 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim), nn.LayerNorm(dim)
+        self.up, self.down, self.norm3 = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
         self.image_to_token, self.norm4 = Attention(dim, heads, inner), nn.LayerNorm(dim)
 
     def forward(self, tokens, prompt, image, grid):
@@ -221,17 +234,18 @@ class Layer(nn.Layer):
 
 
 class MaskDecoder(nn.Layer):
-    def __init__(self, dim: int = DIM, inner: int = 32, heads: int = 4) -> None:
+    def __init__(self, dim: int = DIM, inner: int = 64, heads: int = 4) -> None:
         super().__init__()
         self.tokens = nn.Embedding(1 + MASKS, dim)
         self.layers = nn.LayerList([Layer(dim, heads, inner) for _ in range(2)])
         self.final, self.norm = Attention(dim, heads, inner), nn.LayerNorm(dim)
-        self.up8, self.up4 = nn.Linear(dim, 4 * FINE8), nn.Linear(FINE8, 4 * FINE4)
+        self.up16, self.up8 = nn.Linear(dim, 4 * FINE16), nn.Linear(FINE16, 4 * FINE8)
+        self.up4 = nn.Linear(FINE8, 4 * FINE4)
         self.hyper1 = nn.LayerList([nn.Linear(dim, dim) for _ in range(MASKS)])
         self.hyper2 = nn.LayerList([nn.Linear(dim, FINE4 + 1) for _ in range(MASKS)])
         self.iou1, self.iou2 = nn.Linear(dim, dim), nn.Linear(dim, MASKS)
 
-    def forward(self, at8, at4, image, grid, prompt, height: int, width: int):
+    def forward(self, at16, at8, at4, image, grid, prompt, height: int, width: int):
         cells = height * width
         own = self.tokens.weight.unsqueeze(0) + paddle.zeros_like(prompt[:, 0:1])
         prompt = paddle.concat([own, prompt], axis=1)
@@ -239,9 +253,10 @@ class MaskDecoder(nn.Layer):
         for layer in self.layers:
             tokens, image = layer(tokens, prompt, image, grid)
         tokens = self.norm(tokens + self.final(tokens + prompt, image, image, k_position=grid))
-        # Transposed convolutions of stride 2, as a linear layer on each cell: 16 -> 8 -> 4 pixels.
-        x = functional.relu(self.up8(image) + at8).reshape([-1, cells, 4, FINE8])
-        cells4 = functional.relu(self.up4(x) + at4).reshape([-1, cells * 16, FINE4])
+        # Transposed convolutions of stride 2, as a linear layer on each cell: 32 -> 16 -> 8 -> 4 pixels.
+        x = functional.relu(self.up16(image) + at16).reshape([-1, cells, 4, FINE16])
+        x = functional.relu(self.up8(x) + at8).reshape([-1, cells, 16, FINE8])
+        cells4 = functional.relu(self.up4(x) + at4).reshape([-1, cells * 64, FINE4])
         iou = self.iou2(functional.relu(self.iou1(tokens[:, 0])))
 
         def masks(first: int, last: int):
@@ -249,8 +264,9 @@ class MaskDecoder(nn.Layer):
             weights = paddle.stack([self.hyper2[first + i](x) for i, x in enumerate(hidden)], axis=1)
             logits = paddle.matmul(weights[:, :, :FINE4], cells4, transpose_y=True) + weights[:, :, FINE4:]
             count = last - first
-            logits = logits.reshape([-1, count, height, width, 2, 2, 2, 2])
-            return logits.transpose([0, 1, 2, 4, 6, 3, 5, 7]).reshape([-1, count, 4 * height, 4 * width])
+            logits = logits.reshape([-1, 2, 2, 2, 2, 2, 2]).transpose([0, 1, 3, 5, 2, 4, 6])
+            logits = logits.reshape([-1, count, height, width, 8, 8]).transpose([0, 1, 2, 4, 3, 5])
+            return logits.reshape([-1, count, 8 * height, 8 * width])
 
         return masks(0, 1), iou[:, 0:1], masks(1, MASKS), iou[:, 1:]
 
@@ -269,11 +285,10 @@ class SamTiny(nn.Layer):
         self.encoder, self.prompt, self.decoder = ImageEncoder(), PromptEncoder(), MaskDecoder()
 
     def forward(self, image, coords, labels, mask_input, has_mask):
-        at16, at8, at4 = self.encoder(image)
-        height, width = mask_input.shape[2] // 4, mask_input.shape[3] // 4
+        at32, at16, at8, at4 = self.encoder(image)
+        height, width = mask_input.shape[2] // 8, mask_input.shape[3] // 8
         xy = coords / paddle.to_tensor([float(STRIDE * width), float(STRIDE * height)])
         drawn, masked = self.prompt.dense(xy, labels, mask_input, has_mask, height, width)
         grid = self.prompt.image_positions(height, width)
-        return self.decoder(
-            at8, at4, (at16 + masked) + drawn, grid, self.prompt.sparse(xy, labels), height, width
-        )
+        tokens = self.prompt.sparse(xy, labels)
+        return self.decoder(at16, at8, at4, (at32 + masked) + drawn, grid, tokens, height, width)
