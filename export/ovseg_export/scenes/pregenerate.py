@@ -1,10 +1,12 @@
 """Write scenes to a folder, so that training reads pictures instead of making them.
 
-    python -m ovseg_export.scenes.pregenerate --split train --count 6000 --size 512 --seed 1 --workers 1 --out DIR
+    python -m ovseg_export.scenes.pregenerate --split train --count 6000 --size 512 --seed 1 --workers 1 --out
+    DIR
 
-Per scene `NNNNNN.jpg` (picture), `NNNNNN.png` (instance ids, 8 bit) and one line of `index.jsonl`. Scene i is a function of
-(seed, i), the store and the options only; a scene whose two files are there is not made again. A line of the index appears
-only after its files, each complete: a reader may follow the folder while it grows.
+Per scene `NNNNNN.jpg` (picture), `NNNNNN.png` (instance ids, 8 bit) and one line of `index.jsonl`. Scene i is
+a function of (seed, i), the store and the options only; a scene whose two files are there is not made again.
+A line of the index appears only after its files, each complete: a reader may follow the folder while it
+grows.
 """
 
 from __future__ import annotations
@@ -58,7 +60,12 @@ def save(made: Scene, out: Path, index: int) -> dict[str, Any]:
     stem = f"{index:06d}"
     write(out / f"{stem}.png", cv2.imencode(".png", made.ids, [cv2.IMWRITE_PNG_COMPRESSION, 4])[1].tobytes())
     write(out / f"{stem}.jpg", cv2.imencode(".jpg", made.image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
-    return {"index": index, "image": f"{stem}.jpg", "ids": f"{stem}.png", "instances": [asdict(i) for i in made.instances]}
+    return {
+        "index": index,
+        "image": f"{stem}.jpg",
+        "ids": f"{stem}.png",
+        "instances": [asdict(i) for i in made.instances],
+    }
 
 
 _worker: dict[str, Any] = {}
@@ -93,6 +100,7 @@ def generate(job: Job, out: Path, count: int, workers: int = 1, start: int = 0) 
 
     Raises:
         ValueError: if `out` holds scenes of another job.
+
     """
     out.mkdir(parents=True, exist_ok=True)
     head = out / "job.json"
@@ -125,7 +133,9 @@ def _lines(job: Job, out: Path, todo: list[int], workers: int) -> Iterator[dict[
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m ovseg_export.scenes.pregenerate", description="Write scenes to a folder.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ovseg_export.scenes.pregenerate", description="Write scenes to a folder."
+    )
     parser.add_argument("--assets", type=Path, default=Path("export/work/assets"), help="the prepared store")
     parser.add_argument("--split", choices=["train", "val"], required=True)
     parser.add_argument("--count", type=int, required=True)
