@@ -1,0 +1,1 @@
+"""Paddle to ONNX: training, export and parity. Not part of the installed package."""
