@@ -598,7 +598,7 @@ def test_bad_urls(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one(f"{server}/a.png")
 
 
-# ------------------------------------------------------------------------------------------------------ counts
+# ----------------------------------------------------------------------------------------------------- counts
 
 
 def test_count_images_and_is_single(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import io
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -110,7 +110,7 @@ def count_pages(data: bytes, name: str) -> int:
         MissingExtra: it is a PDF and pypdfium2 is not installed.
     """
     if is_pdf(data):
-        with _pdfium, _open_pdf(data, name) as document:
+        with _pdfium, closing(_open_pdf(data, name)) as document:
             return len(document)
     header = _open_header(data, name, math.inf)
     return _frame_count(header, name) if header.format == "TIFF" else 1
