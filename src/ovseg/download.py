@@ -29,7 +29,7 @@ BACKOFF = 0.5
 TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and seconds of silence."""
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -180,6 +180,8 @@ def _attempt(session: requests.Session, partial: _Partial, progress: Progress | 
         if total is not None:
             ensure_space(partial.path.parent, total - start)
         received = start
+        # Lengths are compared below; left to urllib3, the last bytes before a break would be thrown away.
+        response.raw.enforce_content_length = False
         # What came before a break is worth keeping: the file is closed, and so flushed, on every way out.
         with partial.path.open("ab") as file:
             if progress:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from .archives import unpack
@@ -62,15 +63,15 @@ def pull_model(
         for leftover in make_folder(models_dir()).glob(f".{name}.tmp-*"):
             shutil.rmtree(leftover)
         archive, path = _fetch_first(spec, progress, notify)
-        with _scratch(name) as scratch:
+        exporter = _load_exporter(spec, path) if archive.format == "paddle" else None
+        with _scratch(name) as scratch, _scratch(name) as exported:
             notify(f"unpacking {path.name}")
             unpacked = unpack(path, scratch)
-            if archive.format == "onnx":
+            if exporter is None:
                 return _install(spec, unpacked)
-            with _scratch(name) as exported:
-                notify(f"exporting {name} to ONNX")
-                _export(spec, unpacked, exported, path)
-                return _install(spec, exported)
+            notify(f"exporting {name} to ONNX")
+            exporter.export_model(unpacked, exported, name=name)
+            return _install(spec, exported)
 
 
 def remove_model(name: str) -> list[Path]:
@@ -154,20 +155,19 @@ def _install(spec: ModelSpec, folder: Path) -> ModelFolder:
     place = models_dir() / spec.name
     if place.exists():
         raise ModelError(
-            f"{place} is in the way: it is no model folder.", f"Run `ovs models rm {spec.name}`."
+            f"{place} is in the way and no model folder.", f"Run `ovs models rm {spec.name}`."
         )
     folder.chmod(0o755)  # a temporary folder is for its owner only
     folder.rename(place)
     return find_model(spec.name)
 
 
-def _export(spec: ModelSpec, source: Path, target: Path, archive: Path) -> None:
+def _load_exporter(spec: ModelSpec, archive: Path) -> Any:
     try:
-        exporter = importlib.import_module("ovseg_export")
+        return importlib.import_module("ovseg_export")
     except ImportError as failure:
         raise MissingExtra(
             f"{spec.name} comes in Paddle's format and the export stage cannot be loaded ({failure}); "
             f"the archive is kept in {archive}.",
             f'Run `pip install "ovseg[export]"` and `ovs models pull {spec.name}` again.',
         ) from failure
-    exporter.export_model(source, target, name=spec.name)
