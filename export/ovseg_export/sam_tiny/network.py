@@ -18,13 +18,7 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
-SIZE = 512  # side of the square input frame, pixels
-STRIDE = 32  # pixels of the frame for one token
-DIM = 128  # width of tokens and embedding
-FINE16, FINE8, FINE4 = 32, 16, 8  # channels at stride 16, 8 and 4
-MASKS = 4  # one single-mask token and three multi-mask tokens
-LABELS = (-1.0, 0.0, 1.0, 2.0, 3.0)  # padding, negative, positive, top-left corner, bottom-right corner
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, ImageNet's, on 0..255
+from . import DIM, FINE4, FINE8, FINE16, LABELS, MASKS, STRIDE
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -83,7 +77,7 @@ class GlobalBlock(nn.Layer):
         normal = self.norm1(tokens)
         tokens = tokens + self.attention(normal, normal, normal)
         tokens = tokens + self.down(functional.relu(self.up(self.norm2(tokens))))
-        return tokens.transpose([0, 2, 1]).reshape([0, channels, height, width])
+        return tokens.transpose([0, 2, 1]).reshape([-1, channels, height, width])
 
 
 class ImageEncoder(nn.Layer):
