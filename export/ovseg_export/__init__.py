@@ -1,1 +1,1 @@
-"""Paddle to ONNX: training, export and parity. Not part of the installed package."""
+"""The export stage of ovseg: official Paddle models to ONNX, each proven against Paddle."""
