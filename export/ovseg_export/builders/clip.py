@@ -91,7 +91,7 @@ def make(*, seed: int, size: str, image_size: int) -> Blueprint:
     network = ClipTower(shape, image_size)
     network.eval()
     initialise(network, seed)
-    batch = paddle.to_tensor(calibration_batch(8, image_size, image_size))
+    batch = paddle.to_tensor(calibration_batch(image_size, image_size))
     set_batch_norm_statistics(network, lambda: network(batch))
     config = feature_config(shape.model_name, image_size, MEAN, STD)
     return Blueprint(network, (InputSpec([None, 3, image_size, image_size], "float32", "x"),), config)

@@ -66,6 +66,12 @@ def network_input(
     return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
 
-def calibration_batch(count: int, height: int, width: int, *, seed: int = 1000) -> NDArray[np.float32]:
-    """Return `count` different normalised pictures, float32 [count, 3, height, width]."""
-    return network_input([synthetic_image(height, width, seed=seed + i) for i in range(count)])
+def calibration_batch(
+    height: int, width: int, *, count: int = 12, seed: int = 1000, imagenet: bool = True
+) -> NDArray[np.float32]:
+    """Return `count` different normalised pictures, float32 [count, 3, height, width].
+
+    With fewer than about twelve, BatchNorm statistics of a random network do not hold on other pictures.
+    """
+    images = [synthetic_image(height, width, seed=seed + i) for i in range(count)]
+    return network_input(images) if imagenet else network_input(images, mean=(0.0,) * 3, std=(1.0,) * 3)

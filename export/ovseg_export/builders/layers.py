@@ -120,10 +120,10 @@ class FeaturePyramid(nn.Layer):
         self.extra = extra
 
     def forward(self, features: list[paddle.Tensor]) -> list[paddle.Tensor]:
-        maps = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]
+        maps = [self.lateral[i](x) for i, x in enumerate(features)]
         for i in range(len(maps) - 1, 0, -1):
             maps[i - 1] = maps[i - 1] + F.interpolate(maps[i], scale_factor=2.0, mode="nearest")
-        maps = [smooth(x) for smooth, x in zip(self.smooth, maps, strict=True)]
+        maps = [self.smooth[i](x) for i, x in enumerate(maps)]
         if self.extra:
             maps.append(F.max_pool2d(maps[-1], 1, stride=2))
         return maps

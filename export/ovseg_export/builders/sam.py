@@ -354,7 +354,7 @@ def _balance_masks(network: Sam, size: SamSize) -> None:
     The share of the hypernetwork's output that lies along the mean pixel feature shifts a whole mask; it is
     taken out of the last weights, and the rest is scaled to a standard deviation of 4.
     """
-    image = paddle.to_tensor(calibration_batch(1, size.image, size.image))
+    image = paddle.to_tensor(calibration_batch(size.image, size.image, count=1))
     side = float(size.image)
     boxes = paddle.to_tensor([[0.1, 0.1, 0.6, 0.7], [0.3, 0.2, 0.9, 0.5]]) * side
     with paddle.no_grad():

@@ -93,7 +93,7 @@ def make(*, seed: int, size: str, image_size: int) -> Blueprint:
     network = ShituRec(WIDTHS[size])
     network.eval()
     initialise(network, seed)
-    batch = paddle.to_tensor(calibration_batch(8, image_size, image_size))
+    batch = paddle.to_tensor(calibration_batch(image_size, image_size))
     set_batch_norm_statistics(network, lambda: network(batch))
     config = feature_config("PP-ShiTuV2_rec", image_size, IMAGENET_MEAN, IMAGENET_STD)
     return Blueprint(network, (InputSpec([None, 3, image_size, image_size], "float32", "x"),), config)
