@@ -52,6 +52,10 @@ def _matmul(x: Any, y: Any, transpose_x: bool = False, transpose_y: bool = False
     return _append("matmul_v2", {"X": x, "Y": y}, {"trans_x": transpose_x, "trans_y": transpose_y}, x.dtype)
 
 
+def _bmm(x: Any, y: Any, name: Any = None) -> Any:
+    return _append("bmm", {"X": x, "Y": y}, {}, x.dtype)
+
+
 def _triangle(lower: bool) -> Callable[..., Any]:
     return lambda x, diagonal=0, name=None: _append(
         "tril_triu", {"X": x}, {"diagonal": diagonal, "lower": lower}, x.dtype
@@ -60,14 +64,14 @@ def _triangle(lower: bool) -> Callable[..., Any]:
 
 def _either(old: Callable[..., Any], new: Callable[..., Any]) -> Callable[..., Any]:
     def call(x: Any, *args: Any, **kwargs: Any) -> Any:
-        return (old if isinstance(x, Variable) else new)(x, *args, **kwargs)
+        return (new if paddle.in_dynamic_mode() else old)(x, *args, **kwargs)
 
     return call
 
 
 def restore_old_functions() -> None:
     """Make the affected functions take old variables; a process that writes `.pdmodel` calls this once."""
-    functions: dict[str, Callable[..., Any]] = {"matmul": _matmul, "tril": _triangle(True), "triu": _triangle(False)}
+    functions: dict[str, Callable[..., Any]] = {"bmm": _bmm, "matmul": _matmul, "tril": _triangle(True), "triu": _triangle(False)}
     functions |= {name: _unary(operator) for name, operator in _UNARY.items()}
     functions |= {name: _elementwise(operator) for name, operator in _ELEMENTWISE.items()}
     functions |= {name: _boolean(name) for name in _BOOLEAN}
