@@ -39,7 +39,7 @@ class Phase:
 
 
 # Small frames first: most of what a promptable segmenter learns does not need resolution.
-PHASES = (Phase(0.30, 256, 8, 8), Phase(0.55, 384, 6, 7), Phase(1.01, SIZE, 4, 7))
+PHASES = (Phase(0.15, 256, 8, 8), Phase(0.50, 384, 6, 7), Phase(1.01, SIZE, 4, 7))
 WARM_UP = 200  # steps
 EMA = 0.998  # decay of the averaged weights, which are the ones that ship
 
