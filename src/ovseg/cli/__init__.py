@@ -50,8 +50,10 @@ def build_app() -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (0 success, 1 failure, 2 bad input, 130 Ctrl-C)."""
-    import click
+    import typer
 
+    # Typer brings its own copy of click from 0.21 on; the base of its usage errors has no name common to both.
+    usage_error: type[Any] = typer.BadParameter.__mro__[2]
     arguments = with_dashes(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("OVSEG_DEBUG"))
     # `--debug` is understood anywhere on the line.
@@ -66,10 +68,10 @@ def main(argv: list[str] | None = None) -> int:
         if error.cure:
             print(f"     {error.cure}", file=sys.stderr)
         return error.exit_code
-    except click.ClickException as error:
+    except usage_error as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("ovs: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
