@@ -1,0 +1,250 @@
+"""Device strings such as `gpu:0` and the ONNX Runtime execution providers they stand for.
+
+`import ovseg.device` does not import onnxruntime; the functions that need it do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ConfigError, DeviceUnavailable
+from .runtime import import_onnxruntime, reinstall_command, runtime_conflict
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+ProviderRequests = Sequence["str | tuple[str, Mapping[str, object]]"]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An ONNX Runtime execution provider and its options.
+
+    Attributes:
+        name: ONNX Runtime's name, such as `CUDAExecutionProvider`.
+        options: option name to value, as the provider's page in ONNX Runtime's documentation lists them.
+    """
+
+    name: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a session is asked to run on.
+
+    Attributes:
+        kind: first part of the device string, such as `cpu` or `gpu`.
+        index: which device of that kind, from 0.
+        providers: execution providers in order of preference. The last is the CPU, which takes the graph
+            nodes that the others do not support.
+        named: True if the user named the device or its providers, so that not getting it is an error;
+            False if ovseg chose it (`auto`), so that the CPU may take over.
+    """
+
+    kind: str
+    index: int
+    providers: tuple[Provider, ...]
+    named: bool
+
+
+@dataclass(frozen=True)
+class _Kind:
+    providers: tuple[Provider, ...]
+    requirement: str  # what `pip install` takes to bring the provider
+    indexed: bool = True  # takes `:n`, which becomes the option `device_id`
+
+
+_DEVICES: dict[str, _Kind] = {
+    "cpu": _Kind((), '"ovseg[cpu]"', indexed=False),
+    # cuDNN's default, EXHAUSTIVE, times every algorithm again for each new input shape (prompt counts vary).
+    "gpu": _Kind((Provider(CUDA, {"cudnn_conv_algo_search": "HEURISTIC"}),), '"ovseg[gpu]"'),
+    "npu": _Kind((Provider("CANNExecutionProvider"),), '"ovseg[cann]"'),
+    "tensorrt": _Kind((Provider("TensorrtExecutionProvider"), Provider(CUDA)), '"ovseg[gpu]"'),
+    "openvino": _Kind((Provider("OpenVINOExecutionProvider"),), "onnxruntime-openvino", indexed=False),
+    "dml": _Kind((Provider("DmlExecutionProvider"),), "onnxruntime-directml"),
+    "coreml": _Kind((Provider("CoreMLExecutionProvider"),), '"ovseg[cpu]"', indexed=False),
+}
+
+# Devices that PaddleX runs on and for which ONNX Runtime has no provider that ovseg supports.
+_PADDLE_ONLY = ("xpu", "mlu", "dcu", "gcu", "iluvatar_gpu", "metax_gpu")
+
+_FORMS = "Use one of: auto, " + ", ".join(
+    f"{kind} or {kind}:<index>" if row.indexed else kind for kind, row in _DEVICES.items()
+)
+
+# Main provider -> its row: tells of a provider given by name what brings it and whether it has an index.
+_BY_PROVIDER = {row.providers[0].name: (kind, row) for kind, row in _DEVICES.items() if row.providers}
+
+
+def resolve_device(
+    device: str | None = None,
+    *,
+    providers: ProviderRequests | None = None,
+    provider_options: Mapping[str, object] | None = None,
+) -> Device:
+    """Turn a device string into an ordered list of execution providers.
+
+    Whether the providers really work is known only once a session exists: `ovseg.session.Session` checks.
+
+    Args:
+        device: `cpu`, `gpu`, `gpu:1`, `npu:0`, `tensorrt:0`, `openvino`, `dml:0`, `coreml`, in any case; None
+            or `auto` for the GPU where the installed ONNX Runtime has CUDA, else the CPU. A list of
+            devices, `gpu:0,1` in PaddleX, is refused: a session runs on one device.
+        providers: names or (name, options) pairs as in ONNX Runtime; they replace those of `device`, which
+            then gives the index only.
+        provider_options: options of the main (first) provider, or provider name to options; they are laid
+            over the defaults.
+
+    Raises:
+        ConfigError: a string, a provider or an option that has no meaning.
+        DeviceUnavailable: a device of PaddleX's that ONNX Runtime cannot run on.
+        MissingExtra: `auto`, and ONNX Runtime is not installed.
+    """
+    kind, index = _parse(device)
+    named = kind != "auto" or providers is not None
+    if providers is not None:
+        chosen = [_requested_provider(item) for item in _as_list(providers)]
+        kind = _kind_of(chosen[0].name)
+    else:
+        if kind == "auto":
+            kind = "gpu" if CUDA in import_onnxruntime().get_available_providers() else "cpu"
+        chosen = [Provider(p.name, dict(p.options)) for p in _DEVICES[kind].providers]
+    if CPU not in (provider.name for provider in chosen):
+        chosen.append(Provider(CPU))
+    _lay_over(chosen, provider_options or {}, named)
+    for provider in chosen:
+        if provider.name in _BY_PROVIDER and _BY_PROVIDER[provider.name][1].indexed:
+            provider.options.setdefault("device_id", str(index))
+    main_id = chosen[0].options.get("device_id", str(index))
+    if not main_id.isdecimal():
+        raise ConfigError(
+            f"The provider option device_id is {main_id!r}, not a device index.", "Use 0, 1 and so on."
+        )
+    return Device(kind, int(main_id), tuple(chosen), named)
+
+
+def unavailable(
+    provider: str, reason: str, *, missing: str = "", reinstall: bool = False
+) -> DeviceUnavailable:
+    """Build the error for a provider that was asked for and cannot be used.
+
+    Args:
+        provider: name of the execution provider.
+        reason: why not, a clause without a full stop.
+        missing: the shared library that the provider needs and that is not found, if that is the reason.
+        reinstall: True if another installation of ONNX Runtime is the cure.
+    """
+    requirement = _BY_PROVIDER[provider][1].requirement if provider in _BY_PROVIDER else None
+    conflict = runtime_conflict() if reinstall else None
+    if missing.startswith("libcuda.so"):
+        fix = "Install the NVIDIA driver (a container needs the host's: docker run --gpus all)"
+    elif missing.startswith(("libnvinfer", "libnvonnxparser")):
+        fix = "Install NVIDIA TensorRT and put its libraries on LD_LIBRARY_PATH"
+    elif missing and requirement:
+        fix = f"Run: pip install {requirement}"
+    elif reinstall and requirement:
+        fix = f"Run: {reinstall_command(requirement)}"
+    elif reinstall:
+        fix = f"Install an ONNX Runtime that has {provider}"
+    else:
+        fix = "Check that the device exists, is free and has a driver that fits (for NVIDIA: nvidia-smi)"
+    cause = f"{provider} cannot be used: {conflict or reason}."
+    return DeviceUnavailable(cause, f'{fix}; or use device="cpu" (--device cpu).')
+
+
+def _parse(device: str | None) -> tuple[str, int]:
+    """Split a device string into kind (`auto` included) and index."""
+    if device is None:
+        return "auto", 0
+    if not isinstance(device, str):
+        raise ConfigError(f"The device is {device!r}, not a string.", f"{_FORMS}.")
+    match = re.fullmatch(r"([a-z_]+)(?::([0-9]+(?:,[0-9]+)*))?", device.strip().lower())
+    kind, indices = match.groups() if match else ("", None)
+    if kind in _PADDLE_ONLY:
+        raise DeviceUnavailable(
+            f"ONNX Runtime has no execution provider that ovseg supports for the device {device!r}.",
+            f"{_FORMS}.",
+        )
+    if kind != "auto" and kind not in _DEVICES:
+        raise ConfigError(f"The device {device!r} is not known.", f"{_FORMS}.")
+    if indices is None:
+        return kind, 0
+    if kind == "auto" or not _DEVICES[kind].indexed:
+        raise ConfigError(f"The device {device!r} has an index, which {kind} does not take.", f"{_FORMS}.")
+    if "," in indices:
+        first = f"{kind}:{indices.split(',')[0]}"
+        raise ConfigError(
+            f"The device {device!r} is a list, and a session runs on one device.",
+            f"Use {first!r}, and one process for each further device.",
+        )
+    return kind, int(indices)
+
+
+def _as_list(providers: object) -> list[object]:
+    if isinstance(providers, str) or not isinstance(providers, Sequence) or not providers:
+        raise ConfigError(
+            f"providers is {providers!r}, not a list of execution providers.",
+            f"Give names or (name, options) pairs, such as [{CUDA!r}].",
+        )
+    return list(providers)
+
+
+def _requested_provider(item: object) -> Provider:
+    match item:
+        case str(name):
+            return Provider(name)
+        case (str(name), Mapping() as options):
+            return Provider(name, _as_options(name, options))
+    raise ConfigError(
+        f"The provider {item!r} is not a name or a (name, options) pair.", f"Use {CUDA!r}, say."
+    )
+
+
+def _as_options(name: str, options: Mapping[Any, object]) -> dict[str, str]:
+    for key, value in options.items():
+        if not isinstance(key, str) or not isinstance(value, str | int | float):
+            raise ConfigError(
+                f"The option {key!r}: {value!r} of {name} is not a name with a string or a number.",
+                "Use the option names of the provider's page in ONNX Runtime's documentation.",
+            )
+    return {key: str(value) for key, value in options.items()}
+
+
+def _kind_of(provider: str) -> str:
+    if provider in _BY_PROVIDER:
+        return _BY_PROVIDER[provider][0]
+    return provider.removesuffix("ExecutionProvider").lower()
+
+
+def _lay_over(chosen: list[Provider], options: Mapping[str, object], named: bool) -> None:
+    """Update the options of the chosen providers in place with the user's."""
+    if not options:
+        return
+    if not any(isinstance(value, Mapping) for value in options.values()):
+        if not named:
+            raise ConfigError(
+                "provider_options are given for the device auto, which may be one provider or another.",
+                'Name the device (device="gpu"), or give provider_options as {provider name: options}.',
+            )
+        options = {chosen[0].name: options}
+    by_name = {provider.name: provider for provider in chosen}
+    for name, values in options.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"provider_options mixes the option {name!r} with options by provider name.",
+                "Give the options of the main provider, or {provider name: options}.",
+            )
+        checked = _as_options(name, values)
+        if name in by_name:
+            by_name[name].options.update(checked)
+        elif (
+            named or name not in _BY_PROVIDER
+        ):  # under auto, options may be for a provider this machine lacks
+            raise ConfigError(
+                f"provider_options names {name}, which is not asked for.",
+                f"It may name {', '.join(by_name)}.",
+            )

@@ -1,0 +1,144 @@
+"""The ONNX Runtime that is installed, and what this machine gives it.
+
+`import ovseg.runtime` does not import onnxruntime; the functions that need it do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import logging
+import math
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .errors import MissingExtra
+
+CPU_REQUIREMENT = '"ovseg[cpu]"'
+
+# Distributions that all install the module `onnxruntime`, over each other's files.
+_RUNTIMES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-cann",
+    "onnxruntime-openvino",
+    "onnxruntime-directml",
+)
+
+
+def import_onnxruntime() -> Any:
+    """Import and return the module `onnxruntime`.
+
+    Raises:
+        MissingExtra: it is not installed, or the installation is broken.
+    """
+    cure = (
+        'Install one: pip install "ovseg[cpu]", or on a machine with an NVIDIA GPU: pip install "ovseg[gpu]".'
+    )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        if not installed_runtimes():
+            raise MissingExtra("ONNX Runtime is not installed.", cure) from error
+        raise MissingExtra(
+            f"ONNX Runtime is installed and cannot be imported: {error}.",
+            f"Run: {reinstall_command(CPU_REQUIREMENT)}.",
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # the empty folder left when one of two runtimes goes
+        raise MissingExtra(
+            "ONNX Runtime is installed without its files.", f"Run: {reinstall_command(CPU_REQUIREMENT)}."
+        )
+    return onnxruntime
+
+
+def installed_runtimes() -> tuple[str, ...]:
+    """Names of the installed distributions that provide the module `onnxruntime`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for name in _RUNTIMES:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def runtime_conflict() -> str | None:
+    """Clause naming the distributions of ONNX Runtime that overwrite each other here, or None."""
+    found = installed_runtimes()
+    if len(found) < 2:
+        return None
+    return f"{' and '.join(found)} are installed together and overwrite each other's files"
+
+
+def reinstall_command(requirement: str) -> str:
+    """Shell command that replaces the installed ONNX Runtime by the one that `requirement` brings."""
+    found = installed_runtimes()
+    uninstall = f"pip uninstall -y {' '.join(found)} && " if found else ""
+    return f"{uninstall}pip install {requirement}"
+
+
+@cache
+def preload_libraries(ort: Any) -> None:
+    """Load the CUDA and cuDNN libraries of the pip packages `nvidia-*`, which no loader path names."""
+    if hasattr(ort, "preload_dlls"):  # ONNX Runtime 1.21
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):  # it prints what it does not find
+            ort.preload_dlls()
+        logging.getLogger("ovseg").debug("preload_dlls: %s", printed.getvalue())
+
+
+def load_failure(provider: str, folder: Path | None = None) -> tuple[str, str]:
+    """Find out why the shared library of a provider does not load.
+
+    Call it only after ONNX Runtime has tried: a provider's library that is loaded first by someone else
+    does not find its host and crashes later.
+
+    Args:
+        provider: name of the execution provider.
+        folder: where the library is; None for ONNX Runtime's own.
+
+    Returns:
+        The reason as a clause, "" if the library does load or there is none; and the name of the library
+        that is missing, "" if that is not the reason.
+    """
+    folder = folder or Path(import_onnxruntime().__file__).parent / "capi"
+    short = provider.removesuffix("ExecutionProvider").lower()
+    for library in sorted(folder.glob(f"*onnxruntime_providers_{short}.*")):
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            missing = re.match(r"(\S+): cannot open shared object file", str(error))
+            if missing:
+                return f"its library {library.name} needs {missing[1]}, which is not found", missing[1]
+            return f"its library {library.name} cannot be loaded ({one_line(error)})", ""
+    return "", ""
+
+
+def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Number of CPUs that this process may use: its affinity mask, and a container's quota, rounded up.
+
+    Args:
+        cgroup: where the control group of the process is mounted, version 1 or 2.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    v1 = cgroup / "cpu"
+    for files in ([cgroup / "cpu.max"], [v1 / "cpu.cfs_quota_us", v1 / "cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join(file.read_text() for file in files).split()
+        except (OSError, ValueError):  # not this version of cgroup, or not Linux
+            continue
+        if quota not in ("max", "-1"):
+            count = min(count, math.ceil(int(quota) / int(period)))
+    return max(count, 1)
+
+
+def one_line(error: BaseException) -> str:
+    """Message of an exception as a clause: on one line and without a full stop."""
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ovseg.device import CPU, CUDA, resolve_device
+from ovseg.errors import ConfigError, DeviceUnavailable, ModelError
+from ovseg.session import RunError, Session, TensorInfo
+
+HAS_CUDA = CUDA in onnxruntime.get_available_providers()
+CPU_BUILD = pytest.mark.skipif(HAS_CUDA, reason="holds for the CPU build of ONNX Runtime")
+WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def build(nodes, inputs, outputs, initializers=()) -> bytes:
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [numpy_helper.from_array(array, name) for name, array in initializers],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def linear() -> bytes:
+    """`y = x @ WEIGHT` and `s = y + y` for x float32 [n, 4]."""
+    return build(
+        [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Add", ["y", "y"], ["s"])],
+        [("x", TensorProto.FLOAT, ["n", 4])],
+        [("y", TensorProto.FLOAT, ["n", 3]), ("s", TensorProto.FLOAT, ["n", 3])],
+        [("w", WEIGHT)],
+    )
+
+
+@pytest.fixture(scope="module")
+def filler() -> bytes:
+    """Fill an array of the shape given with zeros: a small model that can ask for any amount of memory."""
+    return build(
+        [helper.make_node("ConstantOfShape", ["shape"], ["filled"])],
+        [("shape", TensorProto.INT64, [2])],
+        [("filled", TensorProto.FLOAT, ["h", None])],
+    )
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_runs_from_bytes_and_from_a_file(linear, tmp_path):
+    path = tmp_path / "modèle.onnx"
+    path.write_bytes(linear)
+    x = np.random.default_rng(0).random((5, 4), dtype=np.float32)
+    for model in (linear, path, str(path)):
+        got = Session(model, "cpu").run({"x": x})
+        assert list(got) == ["y", "s"]
+        np.testing.assert_allclose(got["y"], x @ WEIGHT, rtol=1e-5)
+        np.testing.assert_allclose(got["s"], 2 * (x @ WEIGHT), rtol=1e-5)
+
+
+def test_outputs_come_in_the_order_asked(linear):
+    session = Session(linear, "cpu")
+    x = np.ones((1, 4), np.float32)
+    assert list(session.run({"x": x}, ["s"])) == ["s"]
+    got = session.run({"x": x}, ["s", "y"])
+    assert list(got) == ["s", "y"]
+    np.testing.assert_allclose(got["s"], 2 * got["y"])
+    assert session.run({"x": x}, []) == {}
+
+
+def test_a_view_that_is_not_contiguous_is_read_rightly(linear):
+    x = np.arange(40, dtype=np.float32).reshape(4, 10).T[::2]
+    np.testing.assert_allclose(Session(linear, "cpu").run({"x": x})["y"], x @ WEIGHT, rtol=1e-5)
+
+
+def test_tensor_infos(linear, filler):
+    session = Session(linear, "cpu")
+    assert session.inputs == (TensorInfo("x", np.dtype("float32"), ("n", 4)),)
+    assert [info.name for info in session.outputs] == ["y", "s"]
+    assert session.providers == (CPU,)
+    session = Session(filler, "cpu")
+    assert session.inputs == (TensorInfo("shape", np.dtype("int64"), (2,)),)
+    assert session.outputs[0].shape == ("h", None)
+
+
+@pytest.mark.parametrize("name", ["float16", "float64", "bool", "uint8", "int32", "uint64"])
+def test_every_dtype_goes_through(name):
+    dtype = np.dtype(name)
+    element = helper.np_dtype_to_tensor_dtype(dtype)
+    model = build([helper.make_node("Identity", ["a"], ["b"])], [("a", element, [2])], [("b", element, [2])])
+    session = Session(model, "cpu")
+    assert session.inputs[0].dtype == session.outputs[0].dtype == dtype
+    array = np.array([0, 1], dtype)
+    got = session.run({"a": array})["b"]
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, array)
+
+
+def test_type_that_numpy_lacks():
+    element = TensorProto.BFLOAT16
+    model = build([helper.make_node("Identity", ["a"], ["b"])], [("a", element, [2])], [("b", element, [2])])
+    with pytest.raises(ModelError, match=r"tensor\(\w+\), which numpy lacks"):
+        Session(model, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("feeds", "words"),
+    [
+        ({}, ["['x']"]),
+        ({"z": np.ones((1, 4), np.float32)}, ["'z'", "['x']"]),
+        ({"x": np.ones((1, 4), np.float32), "w": WEIGHT}, ["'w'", "['x']"]),
+        ({"x": np.ones((1, 4))}, ["float64 [1, 4]", "float32 [n, 4]"]),
+        ({"x": np.ones(4, np.float32)}, ["float32 [4]", "float32 [n, 4]"]),
+        ({"x": np.ones((1, 5), np.float32)}, ["float32 [1, 5]", "float32 [n, 4]"]),
+        ({"x": [[1.0, 2.0, 3.0, 4.0]]}, ["list", "numpy array"]),
+    ],
+)
+def test_wrong_feeds_name_what_is_given_and_what_is_due(linear, feeds, words):
+    with pytest.raises(ConfigError) as caught:
+        Session(linear, "cpu").run(feeds)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_wrong_output_name(linear):
+    with pytest.raises(ConfigError, match=r"no output 'mask'.*y, s"):
+        Session(linear, "cpu").run({"x": np.ones((1, 4), np.float32)}, ["mask"])
+
+
+def test_want_of_memory_tells_shapes_and_prints_nothing(filler, capfd):
+    session = Session(filler, "cpu")
+    with pytest.raises(RunError, match=r"shape int64\[2\]") as caught:
+        session.run({"shape": np.array([1 << 40, 4])})
+    assert "smaller images" in caught.value.cure
+    assert caught.value.exit_code == 1
+    assert capfd.readouterr() == ("", "")
+    assert session.run({"shape": np.array([2, 3])})["filled"].shape == (2, 3)  # the session lives on
+
+
+def test_other_failure_while_running():
+    model = build(
+        [helper.make_node("Reshape", ["a", "shape"], ["b"])],
+        [("a", TensorProto.FLOAT, ["n"]), ("shape", TensorProto.INT64, [2])],
+        [("b", TensorProto.FLOAT, [None, None])],
+    )
+    with pytest.raises(RunError, match=r"a float32\[5\], shape int64\[2\]") as caught:
+        Session(model, "cpu").run({"a": np.ones(5, np.float32), "shape": np.array([2, 3])})
+    assert "OVSEG_DEBUG" in caught.value.cure
+
+
+def test_one_session_serves_many_threads(linear):
+    session = Session(linear, "cpu", threads=1)
+
+    def work(seed: int) -> bool:
+        rng = np.random.default_rng(seed)
+        for _ in range(20):
+            x = rng.random((int(rng.integers(1, 200)), 4), dtype=np.float32)
+            got = session.run({"x": x}, ["y"])["y"]
+            if got.shape != (len(x), 3) or not np.allclose(got, x @ WEIGHT, rtol=1e-4):
+                return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(32)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc and sets the affinity")
+def test_threads_are_honoured(linear, tmp_path):
+    path = tmp_path / "linear.onnx"
+    path.write_bytes(linear)
+    code = f"""
+import os, sys
+from ovseg.session import Session
+def threads_of(**options):
+    before = len(os.listdir("/proc/self/task"))
+    session = Session({str(path)!r}, "cpu", **options)
+    return len(os.listdir("/proc/self/task")) - before + 1  # the calling thread works too
+import onnxruntime
+print(threads_of(threads=1), threads_of(threads=3))
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+print(threads_of())
+"""
+    assert python(code).stdout.split() == ["1", "3", "1"]
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_wrong_threads(linear, threads):
+    with pytest.raises(ConfigError, match="threads"):
+        Session(linear, "cpu", threads=threads)
+
+
+def test_optimization_levels_change_the_graph_and_not_the_result():
+    nodes = [helper.make_node("Identity", [a], [b]) for a, b in ("ab", "bc")]
+    model = build(nodes, [("a", TensorProto.FLOAT, [2])], [("c", TensorProto.FLOAT, [2])])
+    for level in ("off", "basic", "extended", "all"):
+        session = Session(model, "cpu", optimization=level)
+        np.testing.assert_array_equal(session.run({"a": np.float32([1, 2])})["c"], [1, 2])
+        options = session._session.get_session_options()
+        assert (options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL) == (
+            level == "off"
+        )
+    with pytest.raises(ConfigError, match="off, basic, extended, all"):
+        Session(model, "cpu", optimization="max")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 50, b"version https://git-lfs.github.com/spec/v1\n"])
+def test_corrupt_file_is_named(content, tmp_path, capfd):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    for device in ("cpu", None):
+        with pytest.raises(ModelError) as caught:
+            Session(path, device)
+        assert str(path) in caught.value.cause
+        assert "whole ONNX file" in caught.value.cure
+    assert capfd.readouterr() == ("", "")
+
+
+def test_truncated_file_missing_file_and_folder(linear, tmp_path):
+    (tmp_path / "half.onnx").write_bytes(linear[: len(linear) // 2])
+    for name in ("half.onnx", "nothing.onnx", "."):
+        with pytest.raises(ModelError) as caught:
+            Session(tmp_path / name, "cpu")
+        assert str(tmp_path / name) in caught.value.cause
+
+
+def test_missing_external_data_is_a_model_error(linear, tmp_path):
+    model = onnx.load_model_from_string(linear)
+    path = tmp_path / "model.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, location="model.data", size_threshold=0)
+    assert Session(path, "cpu").run({"x": np.ones((1, 4), np.float32)})["y"].shape == (1, 3)
+    (tmp_path / "model.data").unlink()
+    with pytest.raises(ModelError, match=r"model\.data"):
+        Session(path, "cpu")
+
+
+@CPU_BUILD
+@pytest.mark.parametrize(
+    ("device", "provider"),
+    [
+        ("gpu", CUDA),
+        ("gpu:1", CUDA),
+        ("npu:0", "CANNExecutionProvider"),
+        ("tensorrt", "TensorrtExecutionProvider"),
+    ],
+)
+def test_named_device_that_is_not_compiled_in(linear, device, provider, capfd):
+    with pytest.raises(DeviceUnavailable) as caught:
+        Session(linear, device)
+    assert provider in caught.value.cause
+    assert f"ONNX Runtime {onnxruntime.__version__} has only" in caught.value.cause
+    assert "pip uninstall -y onnxruntime && pip install" in caught.value.cure
+    assert "--device cpu" in caught.value.cure
+    assert caught.value.exit_code == 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_named_provider_that_does_not_exist(linear):
+    with pytest.raises(DeviceUnavailable, match="BogusExecutionProvider"):
+        Session(linear, providers=["BogusExecutionProvider", CPU])
+
+
+def test_the_providers_asked_for_are_the_ones_used(linear):
+    assert Session(linear, providers=[(CPU, {})]).providers == (CPU,)
+    device = resolve_device("cpu")
+    session = Session(linear, device)
+    assert session.device is device
+    with pytest.raises(ConfigError, match="resolve_device"):
+        Session(linear, device, providers=[CPU])
+
+
+AUTO = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
+from ovseg.session import Session
+for device in (None, "auto", None):
+    session = Session(sys.argv[1], device)
+print(session.providers[-1], session.device.kind)
+"""
+
+
+@CPU_BUILD
+def test_auto_runs_on_the_cpu_and_says_so_once(linear, tmp_path):
+    path = tmp_path / "linear.onnx"
+    path.write_bytes(linear)
+    done = subprocess.run([sys.executable, "-c", AUTO, path], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["INFO Device auto: running on cpu.", f"{CPU} cpu"]
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not HAS_CUDA or Path("/dev/nvidiactl").exists(), reason="needs a GPU build without a GPU")
+def test_auto_with_a_gpu_build_that_cannot_work_warns_once(linear, tmp_path):
+    path = tmp_path / "linear.onnx"
+    path.write_bytes(linear)
+    done = subprocess.run([sys.executable, "-c", AUTO, path], capture_output=True, text=True, check=True)
+    warning, last = done.stdout.splitlines()
+    assert warning.startswith("WARNING Device auto: running on cpu. CUDAExecutionProvider cannot be used")
+    assert last == f"{CPU} cpu"
+    with pytest.raises(DeviceUnavailable):
+        Session(linear, "gpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not Path("/dev/nvidiactl").exists() or not HAS_CUDA, reason="needs a CUDA device")
+def test_gpu_is_really_used(linear):
+    session = Session(linear, "gpu")
+    assert session.providers[0] == CUDA
+    x = np.random.default_rng(0).random((5, 4), dtype=np.float32)
+    np.testing.assert_allclose(session.run({"x": x})["y"], x @ WEIGHT, rtol=1e-2)
+
+
+def test_warm_up_runs_the_model(linear):
+    Session(linear, "cpu").warm_up()
+    Session(linear, "cpu").warm_up({"x": (7, 4)})
+    with pytest.raises(ConfigError, match=r"\[7, 5\]"):
+        Session(linear, "cpu").warm_up({"x": (7, 5)})
+    with pytest.raises(ConfigError, match="'z'"):
+        Session(linear, "cpu").warm_up({"z": (1,)})
+
+
+def test_debug_lets_the_log_through(filler, tmp_path):
+    path = tmp_path / "filler.onnx"
+    path.write_bytes(filler)
+    code = f"from ovseg.session import Session; Session({str(path)!r}, 'cpu')"
+    assert python(code, OVSEG_DEBUG="0").stderr == ""
+    assert "onnxruntime" in python(code, OVSEG_DEBUG="1").stderr
