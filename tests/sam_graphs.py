@@ -1,8 +1,8 @@
 """Small ONNX graphs with SAM's inputs and outputs, and model folders that hold them.
 
-Their masks have a meaning, so that a test can tell a wrong coordinate or a wrong image from a right one: a box gives
-its own inside, a point a disc around it (a negative one takes it away), and the brightness of the image shifts the
-edge. The encoder and the shift have random weights.
+Their masks have a meaning, so that a test can tell a wrong coordinate or a wrong image from a right one: a
+box gives its own inside, a point a disc around it (a negative one takes it away), and the brightness of the
+image shifts the edge. The encoder and the shift have random weights.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _image_term() -> list:
 
 
 def _box_term(corners: list[str]) -> list:
-    """Nodes that make `inside` [N,1,LOW,LOW]: pixels to the nearest side, positive inside, of four [N,1,1,1]."""
+    """Nodes that make `inside` [N,1,LOW,LOW]: pixels to the nearest side, positive inside."""
     x1, y1, x2, y2 = corners
     return [
         helper.make_node("Sub", ["grid_x", x1], ["right_of_x1"]),
@@ -116,7 +116,7 @@ def point_decoder() -> onnx.ModelProto:
 
 
 def general_decoder() -> onnx.ModelProto:
-    """Box: its inside. Points: the union of positive discs without the negative ones. Then the four mask tokens."""
+    """Box: its inside. Points: the union of positive discs without the negative ones."""
     constants = _constants() | {
         "tl": np.array(2, np.float32),
         "br": np.array(3, np.float32),
@@ -148,7 +148,9 @@ def general_decoder() -> onnx.ModelProto:
         for axis in "xy":
             nodes += [
                 helper.make_node("Mul", [f"{axis}s", f"{label}_1"], [f"{axis}{corner}_only"]),
-                helper.make_node("ReduceSum", [f"{axis}{corner}_only", "point_axis"], [f"{axis}{corner}"], keepdims=1),
+                helper.make_node(
+                    "ReduceSum", [f"{axis}{corner}_only", "point_axis"], [f"{axis}{corner}"], keepdims=1
+                ),
             ]
     nodes += [
         *_box_term(["x1", "y1", "x2", "y2"]),

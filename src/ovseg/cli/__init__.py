@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (0 success, 1 failure, 2 bad input, 130 Ctrl-C)."""
     import typer
 
-    # Typer brings its own copy of click from 0.21 on; the base of its usage errors has no name common to both.
+    # Typer brings its own copy of click from 0.21 on; the base of its usage errors has no name common to
+    # both.
     usage_error: type[Any] = typer.BadParameter.__mro__[2]
     arguments = with_dashes(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("OVSEG_DEBUG"))
@@ -81,5 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         print(f"ovs: {type(error).__name__}: {error}", file=sys.stderr)
-        print("     This is a fault in ovseg: run again with --debug and report the traceback.", file=sys.stderr)
+        print(
+            "     This is a fault in ovseg: run again with --debug and report the traceback.", file=sys.stderr
+        )
         return 1

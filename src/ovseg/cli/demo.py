@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from pathlib import Path
+
+import typer
+
+from .options import DEVICE, MODEL, MODEL_DIR
+
+SAVE_PATH = typer.Option("./output", "--save-path", "-o", help="Folder for the pictures.")
 
 
-def register(app: Any) -> None:
-    """Add the sub-command to `app`."""
-    import typer
+def register(app: typer.Typer) -> None:
+    """Add `ovs demo` to `app`."""
+    app.command("demo")(demo)
 
-    @app.command()
-    def demo(
-        save_path: str = typer.Option("./output", "--save-path", "-o", help="Folder for the pictures."),
-        device: str = typer.Option(None, "--device", help="cpu, gpu:0, ... The best there is, if not given."),
-        model: str = typer.Option(None, "--model", help="Name of another model than SAM-tiny."),
-        model_dir: str = typer.Option(None, "--model-dir", help="Folder of another model."),
-    ) -> int:
-        """Segment the sample images with boxes and points, and save pictures."""
-        import time
-        from pathlib import Path
 
-        from ..pipelines.open_vocabulary_segmentation import MODEL, OpenVocabularySegmentationPipeline
-        from ..samples import samples
+def demo(
+    save_path: str = SAVE_PATH, device: str = DEVICE, model: str = MODEL, model_dir: str = MODEL_DIR
+) -> None:
+    """Segment the sample images that ship with ovseg, by boxes and by points, and save pictures."""
+    from ..pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
+    from ..samples import samples
 
-        pipeline = OpenVocabularySegmentationPipeline(device=device, model=model or MODEL, model_dir=model_dir)
-        folder = Path(save_path)
-        for sample in samples():
-            started = time.perf_counter()
-            with pipeline.open(sample.path) as image:
-                found = {
-                    "box": image.segment(boxes=list(sample.boxes.values())),
-                    "point": image.segment(points=list(sample.points.values())),
-                }
-            milliseconds = 1000 * (time.perf_counter() - started)
-            objects = ", ".join(sample.boxes)
-            print(f"{sample.name}: {objects} by box, {', '.join(sample.points)} by point, in {milliseconds:.0f} ms")
-            for kind, result in found.items():
-                picture = folder / f"{sample.name}_{kind}_res.jpg"
-                result.save_to_img(picture)
-                print(f"  {picture}")
-        return 0
+    pipeline = OpenVocabularySegmentationPipeline(device=device, model=model, model_dir=model_dir)
+    for sample in samples():
+        started = time.perf_counter()
+        with pipeline.open(sample.path) as image:
+            by_box = image.segment(boxes=list(sample.boxes.values()))
+            by_point = image.segment(points=list(sample.points.values()))
+        milliseconds = 1000 * (time.perf_counter() - started)
+        print(f"{sample.name}: {len(sample.boxes)} boxes, {len(sample.points)} points, {milliseconds:.0f} ms")
+        for prompt_type, names, result in (
+            ("box", sample.boxes, by_box),
+            ("point", sample.points, by_point),
+        ):
+            picture = Path(save_path) / f"{sample.name}_{prompt_type}_res.jpg"
+            result.save_to_img(picture)
+            print(f"  {picture}: {', '.join(names)}")

@@ -2,59 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from ..errors import ConfigError, OvsError, PromptError, SaveError
+from .options import DEVICE, MODEL, MODEL_DIR
+
 if TYPE_CHECKING:
-    from ..errors import OvsError
     from ..results.base import Result
 
+NAME = typer.Argument(None, metavar="[PIPELINE]", help="Name of a pipeline, or path of its YAML file.")
+PIPELINE = typer.Option(None, "--pipeline", help="The same, as PaddleX has it.")
+INPUT = typer.Option(
+    ..., "--input", "-i", help="Image, PDF, folder, URL, or - for standard input. May be repeated."
+)
+PROMPT_TYPE = typer.Option(None, "--prompt-type", help="box (the default) or point.")
+PROMPT = typer.Option(None, "--prompt", help='Such as "[[112.9, 118.4, 513.8, 382.1]]".')
+SAVE_PATH = typer.Option(None, "--save-path", "-o", help="Folder for pictures and JSON.")
+MASK_FORMAT = typer.Option("rle", "--mask-format", help="Masks in JSON: rle or list.")
+QUIET = typer.Option(False, "--quiet", "-q", help="Do not print the results.")
+AS_JSON = typer.Option(False, "--json", help="Print each result as one line of JSON, and nothing else.")
 
-def register(app: Any) -> None:
-    """Add the sub-command to `app`."""
-    import typer
 
-    @app.command()
-    def run(
-        name: str = typer.Argument(None, metavar="PIPELINE", help="Name of a pipeline, or path of its YAML file."),
-        pipeline: str = typer.Option(None, "--pipeline", metavar="PIPELINE", help="Another way to name it."),
-        input: list[str] = typer.Option(
-            ..., "--input", "-i", help="Image, PDF, folder, URL, or - for standard input. May be repeated."
-        ),
-        prompt_type: str = typer.Option(None, "--prompt-type", help="box (the default) or point."),
-        prompt: str = typer.Option(None, "--prompt", help='Such as "[[112.9, 118.4, 513.8, 382.1]]".'),
-        save_path: str = typer.Option(None, "--save-path", "-o", help="Folder for pictures and JSON."),
-        device: str = typer.Option(None, "--device", help="cpu, gpu:0, ... The best there is, if not given."),
-        mask_format: str = typer.Option("rle", "--mask-format", help="Masks in JSON: rle or list."),
-        model: str = typer.Option(None, "--model", help="Name of the model."),
-        model_dir: str = typer.Option(None, "--model-dir", help="Folder of the model."),
-        quiet: bool = typer.Option(False, "--quiet", "-q", help="Do not print the results."),
-        json: bool = typer.Option(False, "--json", help="Print each result as one line of JSON, and nothing else."),
-    ) -> int:
-        """Run a pipeline over images, print the results and save them."""
-        import logging
+def register(app: typer.Typer) -> None:
+    """Add `ovs run` to `app`."""
+    example = 'ovs run open_vocabulary_segmentation --input cat.jpg --prompt "[[30, 20, 410, 300]]" -o output'
+    app.command("run", epilog=f"Example: {example}")(run)
 
-        from ..errors import ConfigError
-        from ..pipelines import create_pipeline
 
-        # What the library logs as a warning, such as a device that was not there, goes where errors go.
-        logging.basicConfig(format="ovs: %(message)s")
-        named = name if pipeline is None else pipeline
-        if named is None:
-            raise ConfigError("No pipeline was named.", "For example: ovs run open_vocabulary_segmentation ...")
-        options = {key: value for key, value in {"model": model, "model_dir": model_dir}.items() if value is not None}
-        made = create_pipeline(named, device=device, **options)
-        failures = _Failures()
-        results = made.predict(
-            input[0] if len(input) == 1 else list(input),
-            prompt=_literal(prompt),
-            prompt_type=prompt_type,
-            mask_format=mask_format,
-            on_error=failures.add,
+def run(
+    name: str = NAME,
+    pipeline: str = PIPELINE,
+    input: list[str] = INPUT,
+    prompt_type: str = PROMPT_TYPE,
+    prompt: str = PROMPT,
+    save_path: str = SAVE_PATH,
+    device: str = DEVICE,
+    mask_format: str = MASK_FORMAT,
+    model: str = MODEL,
+    model_dir: str = MODEL_DIR,
+    quiet: bool = QUIET,
+    as_json: bool = AS_JSON,
+) -> int:
+    """Run a pipeline over images, print the results and save them.
+
+    The exit status is 2 if an input was bad and 1 if something failed; the other inputs are done all the
+    same.
+    """
+    from ..images import count_images
+    from ..pipelines import create_pipeline
+
+    # What the library logs as a warning, such as a device that was not there, goes where errors go.
+    logging.basicConfig(format="ovs: %(message)s")
+    if pipeline is not None and name is not None and pipeline != name:
+        raise ConfigError(f"Two pipelines are named: {name!r} and {pipeline!r}.", "Name the pipeline once.")
+    named = pipeline if name is None else name
+    if named is None:
+        raise ConfigError(
+            "No pipeline was named.", "Name it first: ovs run open_vocabulary_segmentation --input ..."
         )
-        _deliver(results, failures, save_path=save_path, quiet=quiet, as_json=json)
-        return failures.exit_code
+    failures = _Failures()
+    results = create_pipeline(named, device=device, model=model, model_dir=model_dir).predict(
+        input,
+        prompt=_literal(prompt),
+        prompt_type=prompt_type,
+        mask_format=mask_format,
+        on_error=failures.add,
+    )
+    prints = as_json or not quiet
+    # Results that are printed to the same terminal are progress enough.
+    with _progress(count_images(input), shown=not (prints and sys.stdout.isatty())) as advance:
+        for result in _saved(results, save_path, failures):
+            if as_json:
+                print(json.dumps(result.json["res"], ensure_ascii=False), flush=True)
+            elif prints:
+                result.print()
+            advance()
+    return failures.exit_code
 
 
 class _Failures:
@@ -63,69 +93,34 @@ class _Failures:
     exit_code = 0
 
     def add(self, error: OvsError) -> None:
-        import sys
-
         print(f"ovs: {error.cause}\n     {error.cure}".rstrip(), file=sys.stderr)
-        self.exit_code = error.exit_code if self.exit_code == 0 else min(self.exit_code, error.exit_code)
+        self.exit_code = min(self.exit_code or error.exit_code, error.exit_code)
 
 
-def _deliver(
-    results: Iterable[Result], failures: _Failures, *, save_path: str | None, quiet: bool, as_json: bool
-) -> None:
-    """Print and save results as they come."""
-    import json
-    import sys
-
-    from ..errors import SaveError
-
-    prints = as_json or not quiet
-    with _progress(shown=not (prints and sys.stdout.isatty())) as advance:
-        for result in results:
-            if as_json:
-                print(json.dumps(result.json["res"], ensure_ascii=False), flush=True)
-            elif prints:
-                result.print()
-            if save_path is not None:
-                try:
-                    result.save_all(save_path)
-                except SaveError as error:
-                    failures.add(error)
-            advance()
+def _saved(results: Iterable[Result], save_path: str | None, failures: _Failures) -> Iterator[Result]:
+    """Save each result and pass it on, saved or not: one that cannot be saved does not stop the others."""
+    for result in results:
+        if save_path is not None:
+            try:
+                result.save_all(save_path)
+            except SaveError as error:
+                failures.add(error)
+        yield result
 
 
 @contextmanager
-def _progress(*, shown: bool) -> Iterator[Any]:
-    """Show a bar on standard error, if it is a terminal, from the second item on.
-
-    Where results are printed to the same terminal they are progress enough.
-    """
-    import sys
-
-    if not (shown and sys.stderr.isatty()):
+def _progress(total: int | None, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error, if it is a terminal and there may be more than one item."""
+    if total == 1 or not shown or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    bar = Progress(
-        SpinnerColumn(),
-        "Images",
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        redirect_stdout=False,
-    )
-    task = bar.add_task("", total=None)
-
-    def advance() -> None:
-        bar.advance(task)
-        if bar.tasks[0].completed > 1:
-            bar.start()
-
-    try:
-        yield advance
-    finally:
-        bar.stop()
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
 
 
 def _literal(prompt: str | None) -> Any:
@@ -135,9 +130,7 @@ def _literal(prompt: str | None) -> Any:
         PromptError: if it is neither JSON nor a Python literal.
     """
     import ast
-    import json
 
-    from ..errors import PromptError
     from ..stages.prompts import BOX_FORM, POINT_FORM
 
     if prompt is None:

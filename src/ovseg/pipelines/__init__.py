@@ -30,7 +30,8 @@ def config_file(name: str) -> Path:
     """
     if name not in PIPELINES:
         raise ConfigError(
-            f"There is no pipeline {name!r}.", f"Use one of {', '.join(PIPELINES)}, or the path of a YAML file."
+            f"There is no pipeline {name!r}.",
+            f"Use one of {', '.join(PIPELINES)}, or the path of a YAML file.",
         )
     return Path(__file__).parent / f"{name}.yaml"
 
@@ -57,8 +58,8 @@ def create_pipeline(
         config: configuration as a dict, or path of a YAML file; wins over `pipeline`.
         device: `cpu`, `gpu`, `gpu:1`, `npu:0`, ...; None or `auto` takes the best that can be used.
         pipeline_name: another name of `pipeline`.
-        use_hpip: accepted for PaddleX's sake, as are the next four: they choose among Paddle's engines, and ONNX
-            Runtime is the only engine here.
+        use_hpip: accepted for PaddleX's sake, as are the next four: they choose among Paddle's engines, and
+            ONNX Runtime is the only engine here.
         hpi_config: see `use_hpip`.
         engine: see `use_hpip`.
         engine_config: see `use_hpip`.
@@ -66,7 +67,8 @@ def create_pipeline(
         **options: of the pipeline's class, such as `model` and `model_dir`; they win over the configuration.
 
     Raises:
-        ConfigError: an unknown pipeline, an option that it does not have, or a configuration that cannot be used.
+        ConfigError: an unknown pipeline, an option that it does not have, or a configuration that cannot be
+            used.
         ModelError: the model is not there or cannot be used.
         DeviceUnavailable: the device was named and cannot be used.
     """
@@ -86,16 +88,24 @@ def create_pipeline(
             logger.info("%s is ignored: ONNX Runtime is the only engine.", name)
 
     if config is None and pipeline is None:
-        raise ConfigError("No pipeline was named.", f"Use one of {', '.join(PIPELINES)}, or the path of a YAML file.")
+        raise ConfigError(
+            "No pipeline was named.", f"Use one of {', '.join(PIPELINES)}, or the path of a YAML file."
+        )
     source = config if config is not None else pipeline
     if isinstance(source, str) and source in PIPELINES:
         source = config_file(source)
-    elif isinstance(source, str) and not source.lower().endswith((".yaml", ".yml")) and not Path(source).exists():
+    elif (
+        isinstance(source, str)
+        and not source.lower().endswith((".yaml", ".yml"))
+        and not Path(source).exists()
+    ):
         config_file(source)  # raises: it is neither a name nor a file
     loaded, where = load_config(source)
-    name = loaded.get("pipeline_name")
+    name = str(loaded.get("pipeline_name"))
     if name not in PIPELINES:
-        raise ConfigError(f"{where} is for the pipeline {name!r}, which is not known.", f"Use {', '.join(PIPELINES)}.")
+        raise ConfigError(
+            f"{where} is for the pipeline {name!r}, which is not known.", f"Use {', '.join(PIPELINES)}."
+        )
     module, class_name = PIPELINES[name]
     pipeline_class: type[Pipeline] = getattr(importlib.import_module(module, __name__), class_name)
     return pipeline_class(loaded, device=device, where=where, **options)

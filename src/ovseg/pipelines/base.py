@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
-from ..device import Device, resolve_device
+from ..device import Device, ProviderRequests, resolve_device
 from ..errors import OvsError
-from ..images import Image, read_images
+from ..images import DEFAULT_MAX_PIXELS, Image, read_images
 from ..results.base import Result
+from .config import check_keys, whole_number
 
 logger = logging.getLogger("ovseg")
 
@@ -21,6 +22,8 @@ class Pipeline(ABC):
     """A pipeline: images in, results out. Safe to use from several threads at once.
 
     Args:
+        config: configuration; keys that the pipeline does not know are refused.
+        where: how messages name the configuration.
         device: device of a `predict` that names none.
         providers: ONNX Runtime execution providers instead of those of the device.
         provider_options: options of the providers.
@@ -29,22 +32,31 @@ class Pipeline(ABC):
         max_pixels: images with more pixels are refused; None is the default of `read_images`, 0 no limit.
     """
 
-    name: str
+    name: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]] = ("pipeline_name", "SubModules", "max_pixels")
 
     def __init__(
         self,
+        config: Mapping[str, Any] | None = None,
         *,
+        where: str = "The configuration",
         device: str | Device | None = None,
-        providers: Any = None,
-        provider_options: Any = None,
+        providers: ProviderRequests | None = None,
+        provider_options: Mapping[str, object] | None = None,
         threads: int | None = None,
         optimization: str = "all",
         max_pixels: int | None = None,
     ) -> None:
-        self._providers = {"providers": providers, "provider_options": provider_options}
-        self.device = device if isinstance(device, Device) else resolve_device(device, **self._providers)
+        self._settings = check_keys(config or {}, self.keys, where)
+        if isinstance(device, Device):
+            self.device = device
+        else:
+            self.device = resolve_device(device, providers=providers, provider_options=provider_options)
         self._session_options: dict[str, Any] = {"threads": threads, "optimization": optimization}
-        self._read_options: dict[str, Any] = {} if max_pixels is None else {"max_pixels": max_pixels}
+        max_pixels = self._settings.get("max_pixels") if max_pixels is None else max_pixels
+        self._max_pixels = (
+            DEFAULT_MAX_PIXELS if max_pixels is None else whole_number(max_pixels, "max_pixels", 0)
+        )
 
     @abstractmethod
     def predict(self, input: Any, *args: Any, **kwargs: Any) -> Iterator[Result]:
@@ -69,7 +81,7 @@ class Pipeline(ABC):
             on_error: gets the error of each bad image, also of an only one; None logs a warning.
         """
         errors = _Errors(on_error)
-        for image in read_images(source, on_error=errors.add, **self._read_options):
+        for image in read_images(source, on_error=errors.add, max_pixels=self._max_pixels):
             try:
                 result = make_result(image)
             except OvsError as error:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,21 +25,22 @@ from .sam import Embedding, SamModel
 
 MODEL = "SAM-tiny"
 _SUB_MODULES = {"box": "BoxPromptSegmentation", "point": "PointPromptSegmentation"}
-_KEYS = ("pipeline_name", "SubModules", "mask_format", "embedding_cache", "prompt_batch", "max_pixels")
 
 
 class OpenVocabularySegmentationPipeline(Pipeline):
     """Masks from prompts. Made by `create_pipeline("open_vocabulary_segmentation")`; threads may share it.
 
     Args:
-        config: configuration, in the layout of `open_vocabulary_segmentation.yaml` beside this file or of PaddleX's.
+        config: configuration, in the layout of `open_vocabulary_segmentation.yaml` beside this file or of
+            PaddleX's.
         where: how messages name the configuration.
         model: name of the model for both kinds of prompt; wins over the configuration.
         model_dir: model folder for both kinds of prompt; wins over `model`.
         embedding_cache: embeddings of this many images are kept; 0 keeps none.
         prompt_batch: prompts that go through the decoder at once.
         mask_format: "list" or "rle": how results write masks to JSON.
-        **options: of `Pipeline`: `device`, `providers`, `provider_options`, `threads`, `optimization`, `max_pixels`.
+        **options: of `Pipeline`: `device`, `providers`, `provider_options`, `threads`, `optimization`,
+            `max_pixels`.
 
     Raises:
         ConfigError: an option or key that is not known or has no such value.
@@ -48,10 +49,11 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     """
 
     name = "open_vocabulary_segmentation"
+    keys = (*Pipeline.keys, "mask_format", "embedding_cache", "prompt_batch")
 
     def __init__(
         self,
-        config: dict[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
         *,
         where: str = "The configuration",
         model: str | None = None,
@@ -61,14 +63,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         mask_format: str | None = None,
         **options: Any,
     ) -> None:
-        settings = check_keys(config or {}, _KEYS, where)
-        options.setdefault("max_pixels", settings.get("max_pixels"))
-        try:
-            super().__init__(**options)
-        except TypeError as error:
-            raise ConfigError(f"An option is not known: {error}.", "See the docstring of the pipeline.") from error
+        super().__init__(config, where=where, **options)
         given = {"embedding_cache": embedding_cache, "prompt_batch": prompt_batch, "mask_format": mask_format}
-        settings |= {key: value for key, value in given.items() if value is not None}
+        settings = self._settings | {key: value for key, value in given.items() if value is not None}
         self.mask_format = check_mask_format(settings.get("mask_format", "list"))
         self._batch = whole_number(settings.get("prompt_batch", 16), "prompt_batch", 1)
         self._embeddings = _Lru(whole_number(settings.get("embedding_cache", 4), "embedding_cache", 0))
@@ -77,11 +74,11 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         self._loading = threading.Lock()
         folders = {folder.path for folder in self._folders.values() if isinstance(folder, ModelFolder)}
         if len(folders) == 1:
-            # With one model there is no doubt which will be used: what is wrong with it or the device shows now.
+            # There is no doubt which model will be used: what is wrong with it or the device shows now.
             kind = next(kind for kind, folder in self._folders.items() if isinstance(folder, ModelFolder))
             self._model(kind, self.device)
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         input: Any,
         prompt: Any = None,
@@ -94,21 +91,22 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         """Segment what the prompts show in each image.
 
         Args:
-            input: path, URL, folder, BGR uint8 array HxWx3, "-" for standard input, or a list of these. PDF pages are
-                images.
-            prompt: boxes [[x1, y1, x2, y2], ...] or points [[x, y], ...], or an array Nx4 or Nx2, in pixels of the
-                image. Each gives one mask. The same prompts serve all images.
+            input: path, URL, folder, BGR uint8 array HxWx3, "-" for standard input, or a list of these. PDF
+                pages are images.
+            prompt: boxes [[x1, y1, x2, y2], ...] or points [[x, y], ...], or an array Nx4 or Nx2, in pixels
+                of the image. Each gives one mask. The same prompts serve all images.
             prompt_type: "box" (also None, as in PaddleX) or "point".
             device: device of this call; None is the pipeline's.
             mask_format: "list" or "rle"; None is the pipeline's.
-            on_error: gets the error of each bad image. By default it is logged as a warning, or raised where the image
-                is the only one.
+            on_error: gets the error of each bad image. By default it is logged as a warning, or raised where
+                the image is the only one.
 
         Returns:
             An iterator of results, each made when it is asked for.
 
         Raises:
-            PromptError: prompts that cannot be used (at once), or that lie outside an only image (from the iterator).
+            PromptError: prompts that cannot be used (at once), or that lie outside an only image (from the
+                iterator).
             ImageError: from the iterator, an only image that cannot be read.
             DeviceUnavailable: the device cannot be used.
         """
@@ -140,7 +138,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         """
         opened = image if isinstance(image, Image) else None
         if opened is None:
-            for found in read_images(image, **self._read_options):
+            for found in read_images(image, max_pixels=self._max_pixels):
                 if opened is not None:
                     raise ImageError(f"{found.path} holds more than one image.", "Open one image at a time.")
                 opened = found
@@ -154,17 +152,19 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         if isinstance(folder, ModelError):
             raise folder
         with self._loading:
-            key = (folder.path, repr(device))  # a Device holds dicts, so it has no hash
+            # A Device holds dicts, so it cannot be hashed.
+            key = (folder.path, repr(device))
             if key not in self._models:
-                options = self._session_options
-                self._models[key] = SamModel(folder, device, batch=self._batch, session_options=options)
+                self._models[key] = SamModel(
+                    folder, device, batch=self._batch, session_options=self._session_options
+                )
             return self._models[key]
 
     def _embed(self, model: SamModel, pixels: np.ndarray) -> Embedding:
-        """Return the embedding of an image, from the cache where an image of the same pixels was there lately."""
+        """Return the embedding of an image, from the cache where the same pixels were there lately."""
         if not self._embeddings.capacity:
             return model.embed(pixels)
-        digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
+        digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
         key = (id(model), pixels.shape, digest)
         embedding = self._embeddings.get(key)
         if embedding is None:
@@ -193,9 +193,10 @@ class OpenImage:
 
         Args:
             boxes: [[x1, y1, x2, y2], ...] or an array Nx4, in pixels of the image: a mask for each.
-            points: [[x, y], ...] or an array Nx2: a mask for each. A list of such lists: a mask for each list.
-            labels: for each point 1 (inside the object) or 0 (outside it). With labels, the points of one flat list
-                describe one object together.
+            points: [[x, y], ...] or an array Nx2: a mask for each. A list of such lists: a mask for each
+                list.
+            labels: for each point 1 (inside the object) or 0 (outside it). With labels, the points of one
+                flat list describe one object together.
             mask_format: "list" or "rle"; None is the pipeline's.
 
         Raises:
@@ -206,7 +207,9 @@ class OpenImage:
             raise ConfigError("The image is closed.", "Segment inside the `with` block that opened it.")
         if (boxes is None) == (points is None):
             given = "No prompt was" if boxes is None else "Both boxes and points were"
-            raise PromptError(f"{given} given.", "Give either boxes=[[x1, y1, x2, y2], ...] or points=[[x, y], ...].")
+            raise PromptError(
+                f"{given} given.", "Give either boxes=[[x1, y1, x2, y2], ...] or points=[[x, y], ...]."
+            )
         if boxes is not None and labels is not None:
             raise PromptError("Labels were given with boxes.", "Only points have labels.")
         prompts = parse_boxes(boxes) if boxes is not None else parse_points(points, labels)
@@ -261,7 +264,8 @@ def _find_folders(
 ) -> dict[str, ModelFolder | ModelError]:
     """Return for each kind of prompt its model folder, or why there is none.
 
-    A user of boxes need not have the model for points, so a model that is missing is an error when it is needed.
+    A user of boxes need not have the model for points, so a model that is missing is an error when it is
+    needed.
 
     Raises:
         ModelError: if there is a model for neither.
@@ -278,7 +282,7 @@ def _find_folders(
             if found.family != "sam":
                 raise ModelError(
                     f"The model {found.name} in {found.path} is of the family {found.family}, not sam.",
-                    f"Use a model for {OpenVocabularySegmentationPipeline.name}; `ovs models list` shows them.",
+                    "`ovs models list` shows the models of each pipeline.",
                 )
             folders[kind] = found
         except ModelError as error:

@@ -17,7 +17,8 @@ from ..stages.prompts import Prompts, corner_points, scale_coords, with_padding_
 from ..stages.resize import normalise_and_pad, resize_long_side
 from ..zoo import ModelFolder
 
-# What PaddleX's SAMProcessor uses where `preprocess` says nothing: mean and standard deviation of ImageNet in R, G, B.
+# What PaddleX's SAMProcessor uses where `preprocess` says nothing: mean and standard deviation of ImageNet in
+# R, G, B.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
@@ -39,8 +40,8 @@ class Embedding:
 class SamModel:
     """A SAM on one device. Threads may share it.
 
-    Three kinds of decoder are told apart by their inputs: the general one (`point_coords`, `point_labels` and a mask),
-    and PaddleX's official ones, for boxes only (`boxes`) and for one point only (`points`).
+    Three kinds of decoder are told apart by their inputs: the general one (`point_coords`, `point_labels` and
+    a mask), and PaddleX's official ones, for boxes only (`boxes`) and for one point only (`points`).
 
     Args:
         folder: model folder of the family `sam`.
@@ -74,8 +75,8 @@ class SamModel:
         found = [kind for kind, needed in kinds.items() if names == set(needed)]
         if not found or not set(self._embeddings) <= set(inputs):
             raise ModelError(
-                f"The decoder of {folder.name} in {folder.path} has the inputs {', '.join(inputs)}, which are not those "
-                "of a SAM decoder.",
+                f"The decoder of {folder.name} in {folder.path} has inputs that are not those of a SAM "
+                f"decoder: {', '.join(inputs)}.",
                 "Export the model again, or choose another.",
             )
         self._kind = found[0]
@@ -97,7 +98,7 @@ class SamModel:
         """
         if prompts.kind not in self.prompt_types:
             raise PromptError(
-                f"The model {self.name} takes {self.prompt_types[0]} prompts only, and a {prompts.kind} prompt was given.",
+                f"The model {self.name} takes {self.prompt_types[0]} prompts, and not {prompts.kind} prompts.",
                 f"Use the model SAM-tiny or SAM-H_{prompts.kind}.",
             )
         if self._kind == "points" and prompts.labels is not None and (prompts.labels.shape[1] > 1):
@@ -156,11 +157,15 @@ def _preprocessing(folder: ModelFolder) -> tuple[int, tuple[float, ...], tuple[f
     size, mean, std = facts.get("size", 1024), facts.get("mean", MEAN), facts.get("std", STD)
     where = f"{folder.path / 'model.yaml'}: preprocess"
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ModelError(f"{where} has the size {size!r}, which is not a number of pixels.", "Correct the file.")
+        raise ModelError(
+            f"{where} has the size {size!r}, which is not a number of pixels.", "Correct the file."
+        )
     checked = []
     for key, values in (("mean", mean), ("std", std)):
-        numbers = isinstance(values, list | tuple) and len(values) == 3 and all(
-            isinstance(value, int | float) and math.isfinite(value) for value in values
+        numbers = (
+            isinstance(values, list | tuple)
+            and len(values) == 3
+            and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
         )
         if not numbers or (key == "std" and 0 in values):
             raise ModelError(f"{where} has the {key} {values!r}.", "Give three numbers, for R, G and B.")

@@ -25,8 +25,8 @@ class Result(dict[str, Any], ABC):
     """One image's result: a dict that can print itself and save itself.
 
     Args:
-        data: `input_path` (str, or None for an array), `page_index` (int of a PDF page, else None) and whatever the
-            pipeline found.
+        data: `input_path` (str, or None for an array), `page_index` (int of a PDF page, else None) and
+            whatever the pipeline found.
         pixels: HxWx3 uint8 BGR, the image to draw on.
     """
 
@@ -35,8 +35,8 @@ class Result(dict[str, Any], ABC):
         self.pixels = pixels
 
     @abstractmethod
-    def _json_data(self, **options: Any) -> dict[str, Any]:
-        """Return the result as what `json.dump` takes, but with masks as arrays."""
+    def _json_data(self, mask_format: str | None = None) -> dict[str, Any]:
+        """Return the result as what `json.dump` takes, but with masks as arrays or run lengths."""
 
     @abstractmethod
     def _print_data(self) -> dict[str, Any]:
@@ -83,7 +83,8 @@ class Result(dict[str, Any], ABC):
         save_path: str | os.PathLike[str],
         indent: int | None = 4,
         ensure_ascii: bool = False,
-        **options: Any,
+        *,
+        mask_format: str | None = None,
     ) -> None:
         """Save the result as JSON.
 
@@ -92,13 +93,13 @@ class Result(dict[str, Any], ABC):
                 `{stem}_res.json`, or `{stem}_{page}_res.json` for a page of a PDF.
             indent: spaces of one level; None writes one line.
             ensure_ascii: escape everything but ASCII.
-            **options: options of the pipeline's result, such as `mask_format`.
+            mask_format: "list" (nested lists) or "rle" (COCO run lengths); None is the result's own.
 
         Raises:
             SaveError: if the file cannot be written; no part of it is left behind.
         """
         path = self._file(save_path, lambda mime: mime == "application/json", ".json")
-        data = self._json_data(**options)
+        data = self._json_data(mask_format)
         with atomic_write(path) as file:
             write_json(file, data, indent=indent, ensure_ascii=ensure_ascii)
 
@@ -106,8 +107,8 @@ class Result(dict[str, Any], ABC):
         """Save the image with the result drawn on it.
 
         Args:
-            save_path: a path that ends as an image file does, or a folder, in which the file is named after the
-                input: `{stem}_res{suffix}`, with the suffix `.png` where the input is no image file.
+            save_path: a path that ends as an image file does, or a folder, in which the file is named after
+                the input: `{stem}_res{suffix}`, with the suffix `.png` where the input is no image file.
 
         Raises:
             SaveError: if the file cannot be written; no part of it is left behind.

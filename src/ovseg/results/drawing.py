@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
-# Colours (R, G, B) that keep apart from each other and from most pictures; the i-th object has the i-th colour, so
-# that a picture is the same each time it is made.
+# Colours (R, G, B) that keep apart from each other and from most pictures; the i-th object has the i-th
+# colour, so that a picture is the same each time it is made.
 PALETTE = (
     (230, 57, 70),
     (46, 134, 222),
@@ -91,7 +91,11 @@ def _draw_box(
     top = top if top >= 0 else y1
     left = min(x1, max(0, width - text_width - 2 * pad))
     cv2.rectangle(
-        canvas, (left, top), (left + text_width + 2 * pad, top + text_height + below + pad), colour, cv2.FILLED
+        canvas,
+        (left, top),
+        (left + text_width + 2 * pad, top + text_height + below + pad),
+        colour,
+        cv2.FILLED,
     )
     cv2.putText(
         canvas,

@@ -29,9 +29,9 @@ def check_mask_format(mask_format: str) -> str:
 class OpenVocabularySegmentationResult(Result):
     """Masks of one image, one for each prompt.
 
-    Keys: `input_path`, `page_index`, `prompts` ({"box_prompt": [...]} or {"point_prompt": [...]}), `masks` (a list of
-    HxW int8 arrays of 0 and 1, in the size of the image) and `mask_infos` (for each mask its `label`, "box_prompt" or
-    "point_prompt", and its `prompt`).
+    It has the keys `input_path`, `page_index`, `prompts` ({"box_prompt": [...]} or {"point_prompt": [...]}),
+    `masks` (a list of HxW int8 arrays of 0 and 1, in the size of the image) and `mask_infos` (for each mask
+    its `label`, "box_prompt" or "point_prompt", and its `prompt`).
 
     Args:
         data: these keys.

@@ -45,7 +45,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 def write_json(file: BinaryIO, data: Any, *, indent: int | None = 4, ensure_ascii: bool = False) -> None:
     """Write `data` as `json.dump` would, with any 2-D array of single digits (a mask) as nested lists.
 
-    The bytes are those of `json.dump` on the nested lists, without the seconds and the gigabytes that these take.
+    The bytes are those of `json.dump` on the nested lists, without the seconds and the gigabytes that these
+    take.
 
     Args:
         file: open for bytes.
@@ -74,7 +75,7 @@ def write_json(file: BinaryIO, data: Any, *, indent: int | None = 4, ensure_asci
 
 
 def _nested_lists(mask: np.ndarray, unit: str | None, margin: str) -> Iterator[bytes]:
-    """Yield the JSON text of an HxW array of single digits, `margin` being the indent of the line it starts on."""
+    """Yield the JSON text of an HxW array of single digits; `margin` indents the line it starts on."""
     height, width = mask.shape
     if height == 0 or width == 0:
         yield json.dumps(mask.tolist(), indent=unit).encode()

@@ -23,8 +23,9 @@ def upsample_masks(
 ) -> np.ndarray:
     """Turn SAM's low-resolution logits into masks of the image.
 
-    Twice bilinear, with half-pixel centres (`align_corners=False`): to the network's frame of `size`x`size`, from
-    which the padding is cropped, and from there to the image. Only then are the logits compared with `threshold`.
+    Twice bilinear, with half-pixel centres (`align_corners=False`): to the network's frame of `size`x`size`,
+    from which the padding is cropped, and from there to the image. Only then are the logits compared with
+    `threshold`.
 
     Args:
         low_res_masks: NxLxL float32 logits.
@@ -42,8 +43,8 @@ def upsample_masks(
     cropped_height, cropped_width = long_side_shape(height, width, size)
     frame_height, frame_width = size, size
     if low_height == low_width and size % low_width == 0:
-        # A whole factor lets us leave out the padding before the first resize rather than after it. One more row and
-        # column than needed keeps every pixel that is left the same.
+        # A whole factor lets us leave out the padding before the first resize rather than after it. One more
+        # row and column than needed keeps every pixel that is left the same.
         factor = size // low_width
         low_height = min(low_height, -(-cropped_height // factor) + 1)
         low_width = min(low_width, -(-cropped_width // factor) + 1)

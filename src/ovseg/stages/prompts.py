@@ -7,7 +7,7 @@ import numbers
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -84,8 +84,9 @@ def parse_points(points: Any, labels: Any = None) -> Prompts:
     """Check point prompts.
 
     Args:
-        points: without labels a list of [x, y], each the prompt of its own mask. With labels a list of [x, y] that
-            together describe one object. A list of such lists describes one object each, with or without labels.
+        points: without labels a list of [x, y], each the prompt of its own mask. With labels a list of [x, y]
+            that together describe one object. A list of such lists describes one object each, with or without
+            labels.
         labels: for each point 1 (inside the object) or 0 (outside it), nested as `points`.
 
     Raises:
@@ -95,7 +96,9 @@ def parse_points(points: Any, labels: Any = None) -> Prompts:
     grouped = bool(raw) and all(_is_list(group) and len(group) > 0 and _is_list(group[0]) for group in raw)
     if labels is None and not grouped:
         given = _rows(raw, "point", 2)
-        return Prompts("point", given, np.asarray(given, dtype=np.float64)[:, None], np.ones((len(given), 1), np.int64))
+        return Prompts(
+            "point", given, np.asarray(given, dtype=np.float64)[:, None], np.ones((len(given), 1), np.int64)
+        )
 
     groups = [_rows(group, "point", 2) for group in (raw if grouped else [raw])]
     if labels is None:
@@ -126,7 +129,7 @@ def check_inside(prompts: Prompts, height: int, width: int) -> None:
     if outside.any():
         i = int(np.argmax(outside))
         raise PromptError(
-            f"Prompt {i}, {_short.repr(prompts.given[i])}, lies outside the image of {width}x{height} pixels.",
+            f"Prompt {i}, {_short.repr(prompts.given[i])}, is outside the image of {width}x{height} pixels.",
             "Coordinates are pixels of the original image, with (0, 0) at its top left corner.",
         )
 
@@ -144,7 +147,7 @@ def scale_coords(coords: np.ndarray, height: int, width: int, size: int) -> np.n
         float32 of the same shape, in pixels of the resized image.
     """
     new_height, new_width = long_side_shape(height, width, size)
-    pairs = coords.reshape(-1, 2) * np.array([new_width / width, new_height / height])
+    pairs: np.ndarray = coords.reshape(-1, 2) * np.array([new_width / width, new_height / height])
     return pairs.reshape(coords.shape).astype(np.float32)
 
 
@@ -157,7 +160,8 @@ def corner_points(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def with_padding_point(coords: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Append SAM's padding point to points NxPx2 and labels NxP.
 
-    SAM was trained with it: wherever no box is given, a point (0, 0) of label -1 takes the place of its second corner.
+    SAM was trained with it: wherever no box is given, a point (0, 0) of label -1 takes the place of its
+    second corner.
     """
     return np.pad(coords, ((0, 0), (0, 1), (0, 0))), np.pad(labels, ((0, 0), (0, 1)), constant_values=PADDING)
 
@@ -195,16 +199,19 @@ def _row(i: int, row: Any, kind: str, length: int) -> list[float]:
     if row and _is_list(row[0]):
         raise PromptError(f"{where} is nested too deeply.", _FORMS[kind])
     if len(row) != length:
-        other = {("box", 2): 'For points use prompt_type="point".', ("point", 4): 'For boxes use prompt_type="box".'}
+        other = {
+            ("box", 2): 'For points use prompt_type="point".',
+            ("point", 4): 'For boxes use prompt_type="box".',
+        }
         cure = f"{_FORMS[kind]} {other.get((kind, len(row)), '')}".strip()
         raise PromptError(f"{where} has {len(row)} numbers, and a {kind} has {length}.", cure)
-    numbers_only = []
+    numbers_only: list[float] = []
     for value in row:
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
             raise PromptError(f"{where} holds {_short.repr(value)}, which is not a number.", _FORMS[kind])
         if not math.isfinite(value):
             raise PromptError(f"{where} holds {float(value)}, which is not finite.", _FORMS[kind])
-        numbers_only.append(value.item() if isinstance(value, np.generic) else value)
+        numbers_only.append(value.item() if isinstance(value, np.generic) else cast(float, value))
     return numbers_only
 
 
@@ -218,11 +225,15 @@ def _label_groups(labels: Any, groups: Sequence[Sequence[Any]]) -> list[list[int
     for i, (group, points) in enumerate(zip(labels, groups, strict=True)):
         values = group.tolist() if isinstance(group, np.ndarray) else group
         if not _is_list(values) or len(values) != len(points):
-            raise PromptError(f"The labels {_short.repr(group)} do not match the {len(points)} points of prompt {i}.", form)
+            raise PromptError(
+                f"The labels {_short.repr(group)} do not match the {len(points)} points of prompt {i}.", form
+            )
         for value in values:
             if isinstance(value, bool) or value not in (NEGATIVE, POSITIVE):
                 raise PromptError(f"The label {_short.repr(value)} is not known.", form)
         if POSITIVE not in values:
-            raise PromptError(f"The labels {_short.repr(values)} of prompt {i} have no point inside the object.", form)
+            raise PromptError(
+                f"The labels {_short.repr(values)} of prompt {i} have no point inside the object.", form
+            )
         checked.append([int(value) for value in values])
     return checked
