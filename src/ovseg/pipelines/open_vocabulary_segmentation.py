@@ -116,7 +116,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         chosen = self.mask_format if mask_format is None else check_mask_format(mask_format)
 
         def segment(image: Image) -> OpenVocabularySegmentationResult:
-            check_inside(prompts, image.height, image.width)
+            check_inside(prompts, image.height, image.width, image.path)
             masks = model.segment(self._embed(model, image.pixels), prompts)
             return _result(image, prompts, masks, chosen)
 
@@ -213,7 +213,7 @@ class OpenImage:
         if boxes is not None and labels is not None:
             raise PromptError("Labels were given with boxes.", "Only points have labels.")
         prompts = parse_boxes(boxes) if boxes is not None else parse_points(points, labels)
-        check_inside(prompts, image.height, image.width)
+        check_inside(prompts, image.height, image.width, image.path)
         model = self._pipeline._model(prompts.kind, self._device)
         model.check_prompts(prompts)
         with self._encoding:

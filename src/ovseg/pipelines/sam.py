@@ -98,7 +98,7 @@ class SamModel:
         """
         if prompts.kind not in self.prompt_types:
             raise PromptError(
-                f"The model {self.name} takes {self.prompt_types[0]} prompts, and not {prompts.kind} prompts.",
+                f"The model {self.name} takes {self.prompt_types[0]} prompts, not {prompts.kind} prompts.",
                 f"Use the model SAM-tiny or SAM-H_{prompts.kind}.",
             )
         if self._kind == "points" and prompts.labels is not None and (prompts.labels.shape[1] > 1):

@@ -114,11 +114,11 @@ def parse_points(points: Any, labels: Any = None) -> Prompts:
     return Prompts("point", groups, coords, padded_labels)
 
 
-def check_inside(prompts: Prompts, height: int, width: int) -> None:
+def check_inside(prompts: Prompts, height: int, width: int, name: str | None = None) -> None:
     """Refuse a prompt that lies wholly outside an image of `height`x`width` pixels.
 
     Raises:
-        PromptError: naming the prompt and the size of the image.
+        PromptError: naming the prompt and the image, which `name` calls by its name.
     """
     if prompts.kind == "box":
         x1, y1, x2, y2 = prompts.coords.T
@@ -129,7 +129,7 @@ def check_inside(prompts: Prompts, height: int, width: int) -> None:
     if outside.any():
         i = int(np.argmax(outside))
         raise PromptError(
-            f"Prompt {i}, {_short.repr(prompts.given[i])}, is outside the image of {width}x{height} pixels.",
+            f"Prompt {i}, {_short.repr(prompts.given[i])}, is outside {name or 'the image'} ({width}x{height} pixels).",
             "Coordinates are pixels of the original image, with (0, 0) at its top left corner.",
         )
 
