@@ -82,7 +82,7 @@ def _draw_box(
     height, width = canvas.shape[:2]
     limits = (width - 1, height - 1, width - 1, height - 1)
     x1, y1, x2, y2 = (int(min(max(value, 0), limit)) for value, limit in zip(box, limits, strict=True))
-    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness, cv2.LINE_AA)
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
     font, font_scale, font_thickness = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * scale, max(1, round(scale))
     (text_width, text_height), below = cv2.getTextSize(text, font, font_scale, font_thickness)
     pad = max(1, round(2 * scale))

@@ -43,24 +43,28 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(file: BinaryIO, data: Any, *, indent: int | None = 4, ensure_ascii: bool = False) -> None:
-    """Write `data` as `json.dump` would, with any 2-D array of single digits (a mask) as nested lists.
+    """Write `data` as `json.dump` would, with arrays as nested lists.
 
     The bytes are those of `json.dump` on the nested lists, without the seconds and the gigabytes that these
-    take.
+    take for masks.
 
     Args:
         file: open for bytes.
-        data: what `json.dump` takes, and HxW integer arrays with values 0 to 9.
+        data: what `json.dump` takes, and numpy's arrays and numbers.
         indent: spaces of one level; None writes one line.
         ensure_ascii: escape everything but ASCII.
     """
     masks: list[np.ndarray] = []
     token = uuid.uuid4().hex  # stands for a mask in the text; nobody's data holds it
 
-    def put_token(value: Any) -> str:
+    def put_token(value: Any) -> Any:
         if isinstance(value, np.ndarray):
+            if not _is_mask(value):
+                return value.tolist()
             masks.append(value)
             return token
+        if isinstance(value, np.generic):
+            return value.item()
         raise TypeError(f"{type(value).__name__} is not JSON")
 
     text = json.dumps(data, indent=indent, ensure_ascii=ensure_ascii, default=put_token)
@@ -74,11 +78,16 @@ def write_json(file: BinaryIO, data: Any, *, indent: int | None = 4, ensure_asci
         file.write(after.encode())
 
 
+def _is_mask(array: np.ndarray) -> bool:
+    """Whether an array has two axes and only the values 0 and 1."""
+    return array.ndim == 2 and array.dtype.itemsize == 1 and bool(((array == 0) | (array == 1)).all())
+
+
 def _nested_lists(mask: np.ndarray, unit: str | None, margin: str) -> Iterator[bytes]:
-    """Yield the JSON text of an HxW array of single digits; `margin` indents the line it starts on."""
+    """Yield the JSON text of a mask; `margin` indents the line it starts on."""
     height, width = mask.shape
     if height == 0 or width == 0:
-        yield json.dumps(mask.tolist(), indent=unit).encode()
+        yield json.dumps(mask.tolist(), indent=unit).replace("\n", f"\n{margin}").encode()
         return
     if unit is None:
         row_open, row_close, between_rows, pixel_open, between_pixels = "[", "]", ", ", "", ", "
