@@ -27,7 +27,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(sam_folders: dict[str, Path], tmp_path: Path) -> Run:
-    """Run `ovs run open_vocabulary_segmentation` in its own process, in `tmp_path`, with the general model."""
+    """Run `ovs run open_vocabulary_segmentation` in its own process and in `tmp_path`."""
 
     def run(
         *arguments: str | Path, model: str = "general", **options: Any

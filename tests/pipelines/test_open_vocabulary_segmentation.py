@@ -104,7 +104,8 @@ def test_the_mask_depends_on_the_image(make: Make, pixels: np.ndarray) -> None:
 
 def test_prompts_in_batches_are_prompts_one_by_one(make: Make, pixels: np.ndarray) -> None:
     rng = np.random.default_rng(3)
-    boxes = np.sort(rng.uniform(0, 100, (21, 2, 2)), axis=1).reshape(-1, 4) + [0, 0, 20, 20]
+    boxes = np.sort(rng.uniform(0, 100, (21, 2, 2)), axis=1).reshape(-1, 4)
+    boxes[:, 2:] += 20
     whole = next(make(prompt_batch=8).predict(pixels, boxes))["masks"]
     single = make(prompt_batch=1)
     for box, mask in zip(boxes, whole, strict=True):

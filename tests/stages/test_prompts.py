@@ -125,7 +125,7 @@ def test_points_lie_inside(point: list[float], inside: bool) -> None:
     if inside:
         check_inside(parse_points([point]), 50, 100)
     else:
-        with pytest.raises(PromptError, match="outside cat.jpg"):
+        with pytest.raises(PromptError, match=r"outside cat\.jpg"):
             check_inside(parse_points([point]), 50, 100, "cat.jpg")
 
 

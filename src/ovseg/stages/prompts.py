@@ -128,8 +128,9 @@ def check_inside(prompts: Prompts, height: int, width: int, name: str | None = N
         outside = ((x < 0) | (y < 0) | (x > width) | (y > height)).any(axis=1)
     if outside.any():
         i = int(np.argmax(outside))
+        where = f"{name or 'the image'} ({width}x{height} pixels)"
         raise PromptError(
-            f"Prompt {i}, {_short.repr(prompts.given[i])}, is outside {name or 'the image'} ({width}x{height} pixels).",
+            f"Prompt {i}, {_short.repr(prompts.given[i])}, is outside {where}.",
             "Coordinates are pixels of the original image, with (0, 0) at its top left corner.",
         )
 
