@@ -22,7 +22,9 @@ class FileServer:
     """Serves `files`; each request takes one item of the lists that say how to misbehave.
 
     Attributes:
-        ranges: honour Range and If-Range.
+        etag: strong, weak, or empty for none.
+        ranges: honour Range.
+        if_range: honour If-Range.
         cut_after: bytes of body after which the connection is closed.
         statuses: error statuses to answer with instead.
         announced: Content-Length to announce instead of the right one.
@@ -32,7 +34,8 @@ class FileServer:
 
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
-    etag: bool = True
+    if_range: bool = True
+    etag: str = "strong"
     cut_after: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     announced: int | None = None
@@ -61,10 +64,12 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+            weak = "W/" if server.etag == "weak" else ""
+            etag = f'{weak}"{hashlib.sha256(content).hexdigest()[:16]}"'
             match = re.fullmatch(r"bytes=(\d+)-", wanted or "")
             start = 0
-            if server.ranges and match and self.headers.get("If-Range", etag) == etag:
+            same = not server.if_range or self.headers.get("If-Range", etag) == etag
+            if server.ranges and match and same:
                 start = int(match[1])
                 if start >= len(content):
                     self.send_response(416)

@@ -87,9 +87,25 @@ def test_another_file_on_the_server_is_not_appended_to_the_first(
     file_server.cut_after = [300_000] + [0] * ATTEMPTS
     with pytest.raises(DownloadError):
         download(file_server.url("a"), target)
-    other = random.Random(2).randbytes(len(CONTENT) + 5)
+    other = random.Random(2).randbytes(len(CONTENT))
     file_server.files["a"] = other
     file_server.cut_after.clear()
+    file_server.log.clear()
+    assert download(file_server.url("a"), target) == hashlib.sha256(other).hexdigest()
+    assert file_server.log == [("/a", "bytes=300000-")]  # If-Range: one request is enough
+
+
+def test_another_file_is_seen_where_the_server_ignores_if_range(
+    file_server: FileServer, target: Path
+) -> None:
+    file_server.files["a"] = CONTENT
+    file_server.cut_after = [300_000] + [0] * ATTEMPTS
+    with pytest.raises(DownloadError):
+        download(file_server.url("a"), target)
+    other = random.Random(2).randbytes(len(CONTENT))
+    file_server.files["a"] = other
+    file_server.cut_after.clear()
+    file_server.if_range = False
     assert download(file_server.url("a"), target) == hashlib.sha256(other).hexdigest()
 
 
@@ -106,9 +122,12 @@ def test_another_size_under_the_same_etag_starts_again(file_server: FileServer, 
     assert [asked for _, asked in file_server.log] == ["bytes=300000-", None]
 
 
-def test_without_a_validator_nothing_is_resumed(file_server: FileServer, target: Path) -> None:
+@pytest.mark.parametrize("etag", ["weak", ""])
+def test_without_a_strong_validator_nothing_is_resumed(
+    etag: str, file_server: FileServer, target: Path
+) -> None:
     file_server.files["a"] = CONTENT
-    file_server.etag = False
+    file_server.etag = etag
     file_server.cut_after = [300_000]
     assert download(file_server.url("a"), target) == SHA256
     assert [asked for _, asked in file_server.log] == [None, None]

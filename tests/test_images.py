@@ -204,7 +204,8 @@ def test_truncated_jpeg_with_a_whole_thumbnail(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", quality=95)
     data = path.read_bytes()
     body = b"Exif\0\0" + thumbnail.getvalue()
-    data = data[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + b"\xff" + data[2:]
+    fill_byte = b"\xff"
+    data = data[:2] + fill_byte + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + data[2:]
     path.write_bytes(data)
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     np.testing.assert_array_equal(one(path).pixels, expected)
@@ -285,12 +286,16 @@ def test_max_pixels(tmp_path: Path, name: str) -> None:
 def test_no_limit_lifts_the_one_of_pillow_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, recwarn: pytest.WarningsRecorder
 ) -> None:
-    path = save(tmp_path / name)
+    options = {"save_all": True, "append_images": [PIL.Image.fromarray(RGB)]} if name.endswith("tif") else {}
+    path = save(tmp_path / name, **options)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)  # PIL.Image.open now refuses the file
     monkeypatch.setattr(_decoding, "_PILLOW_PIXEL_LIMIT", 100)
     with pytest.raises(PIL.Image.DecompressionBombError):
         PIL.Image.open(path)
-    np.testing.assert_array_equal(one(path, max_pixels=0).pixels, BGR)
+    pages = list(read_images(path, max_pixels=0))
+    assert len(pages) == (2 if options else 1)
+    for page in pages:
+        np.testing.assert_array_equal(page.pixels, BGR)
     assert PIL.Image.MAX_IMAGE_PIXELS == 100
     assert not recwarn.list
 

@@ -95,6 +95,15 @@ def test_an_archive_in_the_cache_needs_no_network_and_is_checked(
     assert "ovs models rm tiny" in error.value.cure
 
 
+def test_archives_of_one_name_are_told_apart_by_address(
+    zoo_file: Path, file_server: FileServer, home: Path
+) -> None:
+    pull_model("tiny").path.rename(home / "elsewhere")
+    file_server.files["v2/tiny.tar"] = model_archive("tiny", b"newer")
+    write_zoo(zoo_file, {"url": file_server.url("v2/tiny.tar"), "format": "onnx"})
+    assert pull_model("tiny").files["model"].read_bytes() == b"newer"
+
+
 def test_offline_without_the_model(
     zoo_file: Path, file_server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

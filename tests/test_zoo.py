@@ -184,5 +184,6 @@ def test_a_model_that_is_not_here_says_how_to_get_it(home: Path) -> None:
     with pytest.raises(ModelError, match="Neither"):
         find_model(None)
     write_model(home / "outside", "outside")
+    (home / "models").mkdir()
     with pytest.raises(ModelError, match="no model named"):
         find_model("../outside")

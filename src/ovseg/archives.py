@@ -92,7 +92,7 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int, archive: Path, name: 
     while left and (chunk := source.read(min(left, 1 << 20))):
         target.write(chunk)
         left -= len(chunk)
-    if left or source.read(1):
+    if left:
         raise _refused(archive, name, "its size is not the one that the archive states")
 
 

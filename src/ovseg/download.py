@@ -174,7 +174,7 @@ def _attempt(session: requests.Session, partial: _Partial, progress: Progress | 
         start, total = _placed(response, partial)
         if start == 0:
             partial.begin(_validator(response), total)
-        elif start != have or total != size:
+        elif start != have or total != size or _validator(response) not in (None, validator):
             partial.discard()
             raise _Interrupted("the file on the server has changed")
         if total is not None:

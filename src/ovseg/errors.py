@@ -41,7 +41,7 @@ class ModelError(OvsError):
     """A model that is not known, or a model folder that cannot be used."""
 
 
-class DeviceUnavailable(OvsError):  # noqa: N818 - the name says the state, as in the documentation
+class DeviceUnavailable(OvsError):  # noqa: N818
     """A device or execution provider that was asked for and cannot really be used."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from . import schema
@@ -131,9 +131,7 @@ def _file(folder: Path, entry: Any, where: str, verify: bool) -> Path:
     schema.check(entry, _FILE_FIELDS, where, ModelError)
     name = entry["path"]
     path: Path = folder / name
-    pure = PurePosixPath(name)
-    leaves = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name
-    if leaves or not path.resolve().is_relative_to(folder.resolve()):
+    if not path.resolve().is_relative_to(folder.resolve()):
         raise ModelError(
             f"{where}: key 'path': '{name}' is outside of the folder.", "Do not use this folder."
         )

@@ -154,9 +154,7 @@ def _install(spec: ModelSpec, folder: Path) -> ModelFolder:
         )
     place = models_dir() / spec.name
     if place.exists():
-        raise ModelError(
-            f"{place} is in the way and no model folder.", f"Run `ovs models rm {spec.name}`."
-        )
+        raise ModelError(f"{place} is in the way and no model folder.", f"Run `ovs models rm {spec.name}`.")
     folder.chmod(0o755)  # a temporary folder is for its owner only
     folder.rename(place)
     return find_model(spec.name)

@@ -1,0 +1,1 @@
+"""The export stage of ovseg: official Paddle models to ONNX, each proven against Paddle."""

@@ -1,0 +1,21 @@
+"""Errors of the export stage: each names the file or the operators at fault."""
+
+from __future__ import annotations
+
+from ovseg.errors import ModelError
+
+
+class ProgramError(ModelError):
+    """A Paddle program file that cannot be read."""
+
+
+class ParameterError(ModelError):
+    """A Paddle parameter file that is missing, cut short, or does not fit its program."""
+
+
+class UnsupportedOperators(ModelError):
+    """A Paddle program with operators, or uses of operators, that have no lowering."""
+
+
+class UnsupportedCase(Exception):  # noqa: N818 - it is caught and listed, never shown alone
+    """Raised by a lowering function for a use of its operator that it cannot express in ONNX."""

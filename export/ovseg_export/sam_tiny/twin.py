@@ -1,0 +1,277 @@
+"""SAM-tiny's network in torch: name by name the one of `network.py`, for training.
+
+On a CPU torch trains it several times faster than Paddle (bfloat16 with channels last). `weights.npz` carries the
+weights over; `ship.py` proves the two networks equal before anything is exported.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from . import DIM, FINE4, FINE8, FINE16, LABELS, MASKS, STRIDE
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs, momentum=0.1),
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = conv_bn(channels, channels)
+        self.second = conv_bn(channels, channels)
+
+    def forward(self, x):
+        return functional.relu(x + self.second(functional.relu(self.first(x))))
+
+
+class Attention(nn.Module):
+    """Multi-head attention; positions are projected apart, so that constant ones fold into a table."""
+
+    def __init__(self, dim: int, heads: int, inner: int | None = None) -> None:
+        super().__init__()
+        inner = inner or dim
+        self.heads, self.width = heads, inner // heads
+        self.q, self.k, self.v = nn.Linear(dim, inner), nn.Linear(dim, inner), nn.Linear(dim, inner)
+        self.out = nn.Linear(inner, dim)
+
+    def split(self, x):
+        return x.reshape(*x.shape[:2], self.heads, self.width).transpose(1, 2)
+
+    def forward(self, q, k, v, q_position=None, k_position=None):
+        q = self.q(q) if q_position is None else self.q(q) + q_position @ self.q.weight.T
+        k = self.k(k) if k_position is None else self.k(k) + k_position @ self.k.weight.T
+        q, k, v = self.split(q), self.split(k), self.split(self.v(v))
+        weights = functional.softmax(q @ k.transpose(-1, -2) * self.width**-0.5, dim=-1)
+        x = (weights @ v).transpose(1, 2)
+        return self.out(x.reshape(*x.shape[:2], self.heads * self.width))
+
+
+class GlobalBlock(nn.Module):
+    """Pre-norm transformer block on a feature map; a depthwise convolution gives it positions."""
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self.position = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels)
+        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.attention = Attention(channels, heads)
+        self.up, self.down = nn.Linear(channels, 3 * channels), nn.Linear(3 * channels, channels)
+
+    def forward(self, x):
+        x = x + self.position(x)
+        channels, height, width = x.shape[1:]
+        tokens = x.flatten(2).transpose(1, 2)
+        normal = self.norm1(tokens)
+        tokens = tokens + self.attention(normal, normal, normal)
+        tokens = tokens + self.down(functional.relu(self.up(self.norm2(tokens))))
+        return tokens.transpose(1, 2).reshape([-1, channels, height, width])
+
+
+class ImageEncoder(nn.Module):
+    """Frame [B, 3, S, S] to embeddings of T = (S / 32)^2 cells: stride 32, 16, 8 and 4.
+
+    Shapes [B, T, 128], [B, T, 4 x 32], [B, T, 4, 4 x 16] and [B, T, 16, 4 x 8].
+    """
+
+    def __init__(self, widths=(32, 64, 128, 192), depths=(3, 4, 4, 3)) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv_bn(3, 16, 3, 2), nn.ReLU())
+        stages, previous = [], 16
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            block = GlobalBlock if stage == 3 else Residual
+            down = [conv_bn(previous, width, 3, 2), nn.ReLU()]
+            stages.append(nn.Sequential(*down, *[block(width) for _ in range(depth)]))
+            previous = width
+        self.stages = nn.ModuleList(stages)
+        self.lateral32, self.lateral16 = nn.Conv2d(widths[3], 128, 1), nn.Conv2d(widths[2], 128, 1)
+        self.mix16, self.out16 = nn.Sequential(conv_bn(128, 128), nn.ReLU()), nn.Conv2d(128, FINE16, 1)
+        self.out32 = nn.Conv2d(widths[3], DIM, 1)
+        self.lateral8, self.down8 = nn.Conv2d(widths[1], 64, 1), nn.Conv2d(128, 64, 1)
+        self.mix8, self.out8 = nn.Sequential(conv_bn(64, 64), nn.ReLU()), nn.Conv2d(64, FINE8, 1)
+        self.lateral4, self.down4 = nn.Conv2d(widths[0], 32, 1), nn.Conv2d(64, 32, 1)
+        self.mix4, self.out4 = nn.Sequential(conv_bn(32, 32), nn.ReLU()), nn.Conv2d(32, FINE4, 1)
+
+    def forward(self, image):
+        x = self.stem(image)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        h, w = features[3].shape[2:]
+        at32 = self.out32(features[3]).flatten(2).transpose(1, 2)
+        x = self.mix16(double(self.lateral32(features[3])) + self.lateral16(features[2]))
+        at16 = self.out16(x).reshape([-1, FINE16, h, 2, w, 2]).permute(0, 2, 4, 3, 5, 1)
+        x = self.mix8(double(self.down8(x)) + self.lateral8(features[1]))
+        at8 = self.out8(x).reshape([-1, FINE8, h, 2, 2, w, 2, 2]).permute(0, 2, 5, 3, 6, 4, 7, 1)
+        x = self.mix4(double(self.down4(x)) + self.lateral4(features[0]))
+        at4 = self.out4(x).reshape([-1, FINE4, h, 8, w, 8]).permute(0, 2, 4, 3, 5, 1)
+        at4 = at4.reshape([-1, 2, 2, 2, 2, 2, 2, FINE4]).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        return (
+            at32,
+            at16.reshape([-1, h * w, 4 * FINE16]),
+            at8.reshape([-1, h * w, 4, 4 * FINE8]),
+            at4.reshape([-1, h * w, 16, 4 * FINE4]),
+        )
+
+
+def double(x):
+    return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def outer(y, x):
+    return y.unsqueeze(2) * x.unsqueeze(1)
+
+
+class PromptEncoder(nn.Module):
+    """Points, boxes and a mask to tokens [N, P, 128] and to a dense embedding [N, T, 128]."""
+
+    def __init__(self, dim: int = DIM) -> None:
+        super().__init__()
+        self.register_buffer("fourier", torch.randn(2, dim // 2))
+        self.label = nn.Embedding(len(LABELS), dim)
+        self.dense1, self.dense2 = nn.Linear(44, 64), nn.Linear(64, dim)
+        self.mask1, self.mask2 = nn.Linear(64, 64), nn.Linear(64, dim)
+        self.no_mask = nn.Embedding(1, dim)
+
+    def positions(self, xy):
+        with torch.autocast("cpu", enabled=False):  # bfloat16 would move a point by pixels
+            angle = (xy * 2.0 - 1.0) @ self.fourier * (2 * math.pi)
+        return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
+
+    @staticmethod
+    def grid(height: int, width: int):
+        y = (torch.arange(height, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, dtype=torch.float32) + 0.5) / width
+        return y, x
+
+    def image_positions(self, height: int, width: int):
+        y, x = self.grid(height, width)
+        xx = x.unsqueeze(0).expand(height, width)
+        yy = y.unsqueeze(1).expand(height, width)
+        return self.positions(torch.stack([xx, yy], dim=-1).reshape([1, height * width, 2]))
+
+    def sparse(self, xy, labels):
+        labels = labels.unsqueeze(2)
+        tokens = self.positions(xy) * (labels != -1.0).float()
+        for row, value in enumerate(LABELS):
+            tokens = tokens + (labels == value).float() * self.label.weight[row]
+        return tokens
+
+    def maps(self, xy, labels, height: int, width: int):
+        """Soft maps of a prompt on the grid [N, 11, h, w]: clicks at two scales, the box, its distances."""
+        y, x = self.grid(height, width)
+        dx = (xy[:, :, 0:1] - x) ** 2 * -0.5
+        dy = (xy[:, :, 1:2] - y) ** 2 * -0.5
+        channels = []
+        for label in (1.0, 0.0):
+            on = (labels == label).float().unsqueeze(2)
+            for sigma in (0.03, 0.12):
+                at_x = torch.exp(dx * sigma**-2) * on
+                channels.append(torch.exp(dy * sigma**-2).transpose(1, 2) @ at_x)
+        first = (labels == 2.0).float().unsqueeze(2)
+        last = (labels == 3.0).float().unsqueeze(2)
+        low, high, has_box = (xy * first).sum(1), (xy * last).sum(1), first.sum(1)
+        left, right = x - low[:, 0:1], high[:, 0:1] - x
+        top, bottom = y - low[:, 1:2], high[:, 1:2] - y
+        box_x, box_y = torch.ones_like(left) * has_box, torch.ones_like(top) * has_box
+        inside_x = torch.sigmoid(left * 100.0) * torch.sigmoid(right * 100.0)
+        inside_y = torch.sigmoid(top * 100.0) * torch.sigmoid(bottom * 100.0) * has_box
+        channels.append(outer(inside_y, inside_x))
+        channels += [outer(box_y, (side * 8.0).clip(-1.0, 1.0)) for side in (left, right)]
+        channels += [outer((side * 8.0).clip(-1.0, 1.0), box_x) for side in (top, bottom)]
+        channels.append(outer(box_y, box_x))
+        clicks = (labels == 1.0).float().sum(1).unsqueeze(1) * 0.25
+        channels.append(outer(torch.ones_like(top) * clicks, torch.ones_like(left)))
+        return torch.stack(channels, dim=1)
+
+    def dense(self, xy, labels, mask_input, has_mask, height: int, width: int):
+        """What the prompt adds to the image: one term of N prompts, one of the previous masks (1 or N)."""
+        tokens = height * width
+        maps = self.maps(xy, labels, 2 * height, 2 * width).reshape([-1, 11, height, 2, width, 2])
+        maps = maps.permute(0, 2, 4, 3, 5, 1).reshape([-1, tokens, 44])
+        drawn = self.dense2(functional.relu(self.dense1(maps)))
+        cells = mask_input.reshape([-1, height, 8, width, 8]).permute(0, 1, 3, 2, 4)
+        cells = cells.reshape([-1, tokens, 64]).clip(-16.0, 16.0) * 0.25
+        masked = self.mask2(functional.relu(self.mask1(cells)))
+        on = has_mask.unsqueeze(1).unsqueeze(2)
+        return drawn, masked * on + self.no_mask.weight[0] * (1.0 - on)
+
+
+class Layer(nn.Module):
+    def __init__(self, dim: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.self_attention, self.norm1 = Attention(dim, heads), nn.LayerNorm(dim)
+        self.token_to_image, self.norm2 = Attention(dim, heads, inner), nn.LayerNorm(dim)
+        self.up, self.down, self.norm3 = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
+        self.image_to_token, self.norm4 = Attention(dim, heads, inner), nn.LayerNorm(dim)
+
+    def forward(self, tokens, prompt, image, grid):
+        with_prompt = tokens + prompt
+        tokens = self.norm1(tokens + self.self_attention(with_prompt, with_prompt, tokens))
+        tokens = self.norm2(tokens + self.token_to_image(tokens + prompt, image, image, k_position=grid))
+        tokens = self.norm3(tokens + self.down(functional.relu(self.up(tokens))))
+        image = self.norm4(image + self.image_to_token(image, tokens + prompt, tokens, q_position=grid))
+        return tokens, image
+
+
+class MaskDecoder(nn.Module):
+    def __init__(self, dim: int = DIM, inner: int = 64, heads: int = 4) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(1 + MASKS, dim)
+        self.layers = nn.ModuleList([Layer(dim, heads, inner) for _ in range(2)])
+        self.final, self.norm = Attention(dim, heads, inner), nn.LayerNorm(dim)
+        self.up16, self.up8 = nn.Linear(dim, 4 * FINE16), nn.Linear(FINE16, 4 * FINE8)
+        self.up4 = nn.Linear(FINE8, 4 * FINE4)
+        self.hyper1 = nn.ModuleList([nn.Linear(dim, dim) for _ in range(MASKS)])
+        self.hyper2 = nn.ModuleList([nn.Linear(dim, FINE4 + 1) for _ in range(MASKS)])
+        self.iou1, self.iou2 = nn.Linear(dim, dim), nn.Linear(dim, MASKS)
+
+    def forward(self, at16, at8, at4, image, grid, prompt, height: int, width: int):
+        cells = height * width
+        own = self.tokens.weight.unsqueeze(0) + torch.zeros_like(prompt[:, 0:1])
+        prompt = torch.cat([own, prompt], dim=1)
+        tokens = prompt
+        for layer in self.layers:
+            tokens, image = layer(tokens, prompt, image, grid)
+        tokens = self.norm(tokens + self.final(tokens + prompt, image, image, k_position=grid))
+        # Transposed convolutions of stride 2, as a linear layer on each cell: 32 -> 16 -> 8 -> 4 pixels.
+        x = functional.relu(self.up16(image) + at16).reshape([-1, cells, 4, FINE16])
+        x = functional.relu(self.up8(x) + at8).reshape([-1, cells, 16, FINE8])
+        cells4 = functional.relu(self.up4(x) + at4).reshape([-1, cells * 64, FINE4])
+        iou = self.iou2(functional.relu(self.iou1(tokens[:, 0])))
+
+        def masks(first: int, last: int):
+            hidden = [functional.relu(self.hyper1[i](tokens[:, 1 + i])) for i in range(first, last)]
+            weights = torch.stack([self.hyper2[first + i](x) for i, x in enumerate(hidden)], dim=1)
+            logits = weights[:, :, :FINE4] @ cells4.transpose(1, 2) + weights[:, :, FINE4:]
+            count = last - first
+            logits = logits.reshape([-1, 2, 2, 2, 2, 2, 2]).permute(0, 1, 3, 5, 2, 4, 6)
+            logits = logits.reshape([-1, count, height, width, 8, 8]).permute(0, 1, 2, 4, 3, 5)
+            return logits.reshape([-1, count, 8 * height, 8 * width])
+
+        return masks(0, 1), iou[:, 0:1], masks(1, MASKS), iou[:, 1:]
+
+
+class SamTiny(nn.Module):
+    """The whole network; see network.py for inputs and outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.prompt, self.decoder = ImageEncoder(), PromptEncoder(), MaskDecoder()
+
+    def decode(self, embeddings, coords, labels, mask_input, has_mask):
+        """The decoder's part of `forward` in network.py; embeddings as the encoder returns them."""
+        at32, at16, at8, at4 = embeddings
+        height, width = mask_input.shape[2] // 8, mask_input.shape[3] // 8
+        xy = coords / torch.tensor([float(STRIDE * width), float(STRIDE * height)])
+        drawn, masked = self.prompt.dense(xy, labels, mask_input, has_mask, height, width)
+        grid = self.prompt.image_positions(height, width)
+        tokens = self.prompt.sparse(xy, labels)
+        return self.decoder(at16, at8, at4, (at32 + masked) + drawn, grid, tokens, height, width)

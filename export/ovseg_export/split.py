@@ -1,0 +1,94 @@
+"""Cut a promptable segmentation graph in two: what depends on the image alone, and the rest.
+
+The encoder runs once an image, the decoder once a batch of prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+
+def split(model: ModelProto, image: str = "image") -> tuple[ModelProto, ModelProto]:
+    """Cut `model` where tensors that depend on `image` alone meet those that depend on another input.
+
+    Args:
+        model: a graph with shapes inferred or inferable, nodes in topological order, no subgraph that reads
+            outer tensors.
+        image: name of the image input. Every other input belongs to the prompt.
+
+    Returns:
+        The encoder, from `image` to the cut, and the decoder, from the cut and the other inputs to the
+        model's outputs. The tensors of the cut are called `embedding`, or `embedding_0`, `embedding_1`, ...
+        in the order in which the graph computes them.
+
+    Raises:
+        ValueError: the graph has no such input, or no tensor to cut at.
+    """
+    graph = model.graph
+    if image not in {value.name for value in graph.input}:
+        raise ValueError(f"the graph has no input {image!r}")
+    nodes = list(graph.node)
+    from_image = _reached(nodes, {image})
+    prompts = {value.name for value in graph.input} - {image}
+    from_prompt = _reached(nodes, prompts)
+    encoder_tensors = from_image - from_prompt
+    late = [node for node in nodes if any(name in from_prompt for name in node.output)]
+    read = {name for node in late for name in node.input} & encoder_tensors
+    cut = [name for node in nodes for name in node.output if name in read]
+    if not cut:
+        raise ValueError("no tensor depends on the image alone and is read together with a prompt")
+    names = {tensor: f"embedding_{i}" if len(cut) > 1 else "embedding" for i, tensor in enumerate(cut)}
+
+    inferred = onnx.shape_inference.infer_shapes(model)
+    known = {value.name: value for value in inferred.graph.value_info}
+    boundary = []
+    for tensor in cut:
+        kind = known[tensor].type.tensor_type
+        shape = [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in kind.shape.dim]
+        boundary.append(helper.make_tensor_value_info(names[tensor], kind.elem_type, shape))
+    renamed = [_rename(node, names) for node in nodes]
+    inputs = {value.name: value for value in graph.input}
+    encoder = _extract(model, renamed, [inputs[image]], boundary)
+    decoder_inputs = [*boundary, *[value for value in graph.input if value.name != image]]
+    return encoder, _extract(model, renamed, decoder_inputs, list(graph.output))
+
+
+def _reached(nodes: Sequence[NodeProto], start: set[str]) -> set[str]:
+    """Names of all tensors computed from `start`."""
+    reached = set(start)
+    for node in nodes:
+        if any(name in reached for name in node.input):
+            reached.update(node.output)
+    return reached
+
+
+def _rename(node: NodeProto, names: dict[str, str]) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [names.get(name, name) for name in node.input]
+    copy.output[:] = [names.get(name, name) for name in node.output]
+    return copy
+
+
+def _extract(
+    model: ModelProto,
+    nodes: Sequence[NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+) -> ModelProto:
+    """The part of a graph that computes `outputs` from `inputs`, with the weights that it reads."""
+    given = {value.name for value in inputs}
+    wanted = {value.name for value in outputs}
+    kept: list[NodeProto] = []
+    for node in reversed(nodes):
+        if wanted.intersection(name for name in node.output if name not in given):
+            kept.append(node)
+            wanted.update(node.input)
+    weights: list[TensorProto] = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
+    part = helper.make_graph(kept[::-1], model.graph.name, list(inputs), list(outputs), weights)
+    made = helper.make_model(part, opset_imports=model.opset_import, producer_name="ovseg")
+    made.ir_version = model.ir_version
+    return made
