@@ -7,14 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from sam_graphs import write_folder
+from sam_graphs import DECODERS, write_folder
 
 
 @pytest.fixture(scope="session")
 def sam_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Model folders with the three kinds of decoder."""
+    """Model folders with every kind of decoder."""
     base = tmp_path_factory.mktemp("models")
-    return {kind: write_folder(base / kind, kind) for kind in ("general", "boxes", "points")}
+    return {kind: write_folder(base / kind, kind) for kind in DECODERS}
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def point_decoder() -> onnx.ModelProto:
     return _model(nodes, [*_embeddings(), _value("points", [1, 1, 2])], outputs, _constants())
 
 
-def general_decoder() -> onnx.ModelProto:
+def general_decoder(mask_axis: str = "N") -> onnx.ModelProto:
     """Box: its inside. Points: the union of positive discs without the negative ones."""
     constants = _constants() | {
         "tl": np.array(2, np.float32),
@@ -185,8 +185,8 @@ def general_decoder() -> onnx.ModelProto:
         *_embeddings(),
         _value("point_coords", ["N", "P", 2]),
         _value("point_labels", ["N", "P"]),
-        _value("mask_input", ["N", 1, LOW, LOW]),
-        _value("has_mask_input", ["N"]),
+        _value("mask_input", [mask_axis, 1, LOW, LOW]),
+        _value("has_mask_input", [mask_axis]),
     ]
     outputs = [_value("low_res_masks", ["N", 4, LOW, LOW]), _value("iou_predictions", ["N", 4])]
     return _model(nodes, inputs, outputs, constants)
@@ -194,13 +194,14 @@ def general_decoder() -> onnx.ModelProto:
 
 DECODERS = {
     "general": (general_decoder, ["box", "point"]),
+    "one_mask": (lambda: general_decoder("masks"), ["box", "point"]),
     "boxes": (box_decoder, ["box"]),
     "points": (point_decoder, ["point"]),
 }
 
 
 def write_folder(folder: Path, kind: str = "general", name: str | None = None) -> Path:
-    """Write a model folder with a decoder of `kind`: general, boxes or points."""
+    """Write a model folder with a decoder of `kind`, a key of DECODERS."""
     folder.mkdir(parents=True)
     decoder, prompts = DECODERS[kind]
     files = {}

@@ -66,7 +66,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-@pytest.mark.parametrize("kind", ["general", "boxes"])
+@pytest.mark.parametrize("kind", ["general", "one_mask", "boxes"])
 def test_boxes_give_a_mask_each(make: Make, kind: str, image_file: Path) -> None:
     (result,) = make(kind).predict(str(image_file), BOXES, "box")
     assert list(result) == ["input_path", "page_index", "prompts", "masks", "mask_infos"]
@@ -79,7 +79,7 @@ def test_boxes_give_a_mask_each(make: Make, kind: str, image_file: Path) -> None
         assert iou(mask, box_mask(box)) > 0.9
 
 
-@pytest.mark.parametrize("kind", ["general", "points"])
+@pytest.mark.parametrize("kind", ["general", "one_mask", "points"])
 def test_points_give_a_mask_each(make: Make, kind: str, pixels: np.ndarray) -> None:
     (result,) = make(kind).predict(pixels, prompt=POINTS, prompt_type="point")
     assert result["input_path"] is None

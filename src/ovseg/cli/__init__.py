@@ -48,13 +48,17 @@ def build_app() -> Any:
     return app
 
 
+def _usage_error() -> Any:
+    # Typer brings a click of its own, or uses the one installed, by version: take the class from Typer.
+    import typer
+
+    return typer.BadParameter.__base__
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (0 success, 1 failure, 2 bad input, 130 Ctrl-C)."""
     import typer
 
-    # Typer brings its own copy of click from 0.21 on; the base of its usage errors has no name common to
-    # both.
-    usage_error: type[Any] = typer.BadParameter.__mro__[2]
     arguments = with_dashes(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("OVSEG_DEBUG"))
     # `--debug` is understood anywhere on the line.
@@ -71,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.cure:
             print(f"     {error.cure}", file=sys.stderr)
         return error.exit_code
-    except usage_error as error:
+    except _usage_error() as error:
         error.show()
         return 2
     except (KeyboardInterrupt, typer.Abort):
@@ -84,7 +88,5 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         print(f"ovs: {type(error).__name__}: {error}", file=sys.stderr)
-        print(
-            "     This is a fault in ovseg: run again with --debug and report the traceback.", file=sys.stderr
-        )
+        print("     This is a fault in ovseg: run again with --debug and report it.", file=sys.stderr)
         return 1

@@ -84,6 +84,8 @@ class SamModel:
         count = inputs[kinds[self._kind][0]].shape[0]
         # A graph that is fixed at one prompt is run once for each.
         self._batch = count if isinstance(count, int) else batch
+        # A graph that names the axis of masks otherwise than that of prompts takes one mask for all of them.
+        self._one_mask = self._kind == "general" and inputs["mask_input"].shape[0] != count
 
     def embed(self, pixels: np.ndarray) -> Embedding:
         """Run the encoder on an image, HxWx3 uint8 BGR."""
@@ -126,6 +128,8 @@ class SamModel:
         masks = np.empty((len(prompts), height, width), dtype=bool)
         for start in range(0, len(prompts), self._batch):
             part = {name: value[start : start + self._batch] for name, value in feeds.items()}
+            if self._kind == "general":
+                part |= self._no_mask(1 if self._one_mask else len(part["point_coords"]))
             low_res = self._decoder.run({**embedding.tensors, **part}, ["low_res_masks"])["low_res_masks"]
             # The first mask is that of SAM's single-mask token, the one that PaddleX's graphs return.
             upsample_masks(low_res[:, 0], self.size, height, width, out=masks[start : start + self._batch])
@@ -139,16 +143,14 @@ class SamModel:
             coords, labels = corner_points(coords)
         else:
             coords, labels = with_padding_point(coords, prompts.labels)
-        low = [side if isinstance(side, int) else self.size // 4 for side in self._mask_shape()]
-        return {
-            "point_coords": coords,
-            "point_labels": labels.astype(np.float32),
-            "mask_input": np.zeros((len(prompts), 1, *low), dtype=np.float32),
-            "has_mask_input": np.zeros(len(prompts), dtype=np.float32),
-        }
+        return {"point_coords": coords, "point_labels": labels.astype(np.float32)}
 
-    def _mask_shape(self) -> tuple[int | str | None, ...]:
-        return next(tensor.shape[2:] for tensor in self._decoder.inputs if tensor.name == "mask_input")
+    def _no_mask(self, count: int) -> dict[str, np.ndarray]:
+        side = self.size // 4
+        return {
+            "mask_input": np.zeros((count, 1, side, side), dtype=np.float32),
+            "has_mask_input": np.zeros(count, dtype=np.float32),
+        }
 
 
 def _preprocessing(folder: ModelFolder) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
