@@ -1,6 +1,6 @@
 """Turn trained weights into the model folder that ships: Paddle, its saved program, ONNX, cut in two, proven.
 
-    python -m ovseg_export.sam_tiny.ship --weights work/sam-tiny/weights.npz --out src/ovseg/models/SAM-tiny
+python -m ovseg_export.sam_tiny.ship --weights work/sam-tiny/weights.npz --out src/ovseg/models/SAM-tiny
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 import paddle
 import yaml
+
 from ovseg.images import read_images
 from ovseg.samples import samples
 from ovseg.session import Session
 from ovseg.stages.resize import normalise_and_pad, resize_long_side
-
 from ovseg_export.convert import convert
 from ovseg_export.split import select, split
 
@@ -67,7 +67,9 @@ def save_program(network: SamTiny, folder: Path) -> Path:
         spec([-1, 1, LOW, LOW], "float32", "mask_input"),
         spec([-1], "float32", "has_mask_input"),
     ]
-    paddle.jit.save(paddle.jit.to_static(network, input_spec=inputs, full_graph=True), str(folder / "inference"))
+    paddle.jit.save(
+        paddle.jit.to_static(network, input_spec=inputs, full_graph=True), str(folder / "inference")
+    )
     return folder
 
 
@@ -81,7 +83,11 @@ def to_onnx(program: Path) -> dict[str, onnx.ModelProto]:
     }
     encoder, decoder = split(convert(program, output_names=OUTPUTS, dimensions=sizes).to_model())
     # Two graphs, since ONNX Runtime computes all outputs of a graph, whatever is fetched.
-    parts = {"encoder": encoder, "decoder": select(decoder, OUTPUTS[:2]), "multimask": select(decoder, OUTPUTS[2:])}
+    parts = {
+        "encoder": encoder,
+        "decoder": select(decoder, OUTPUTS[:2]),
+        "multimask": select(decoder, OUTPUTS[2:]),
+    }
     for part in parts.values():
         store_in_half(part)
     return parts
@@ -126,7 +132,9 @@ def prompts_of(rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
 
 def compare(network: SamTiny, folder: Path, pictures: Sequence[np.ndarray]) -> dict[str, float]:
     """Run both on every picture; return the largest difference of logits and the least share of equal pixels."""
-    encode, *decoders = (Session(folder / f"{role}.onnx", "cpu") for role in ("encoder", "decoder", "multimask"))
+    encode, *decoders = (
+        Session(folder / f"{role}.onnx", "cpu") for role in ("encoder", "decoder", "multimask")
+    )
     rng = np.random.default_rng(0)
     worst, equal, iou = 0.0, 1.0, 0.0
     for pixels in pictures:
@@ -163,7 +171,11 @@ def ship(weights: Path, out: Path, metric: dict[str, object] | None = None) -> d
         out.mkdir(parents=True, exist_ok=True)
         for role in parts:
             data = (work / f"{role}.onnx").read_bytes()
-            files[role] = {"path": f"{role}.onnx", "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            files[role] = {
+                "path": f"{role}.onnx",
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "size": len(data),
+            }
             (out / f"{role}.onnx").write_bytes(data)
     facts = {
         "format": 1,
@@ -186,7 +198,9 @@ def ship(weights: Path, out: Path, metric: dict[str, object] | None = None) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

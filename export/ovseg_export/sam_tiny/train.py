@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional
 
 from . import MASKS, MEAN, SIZE, STD
+from .auxiliary import INSTANCES, Auxiliary
 from .twin import SamTiny
 
 
@@ -39,13 +40,16 @@ class Phase:
 
 
 # Small frames first: most of what a promptable segmenter learns does not need resolution.
-PHASES = (Phase(0.15, 256, 8, 8), Phase(0.50, 384, 6, 7), Phase(1.01, SIZE, 4, 7))
+PHASES = (Phase(0.45, 384, 6, 6), Phase(1.01, SIZE, 4, 6))
 WARM_UP = 200  # steps
 EMA = 0.998  # decay of the averaged weights, which are the ones that ship
 
 
 class Scenes(torch.utils.data.IterableDataset):
-    """Endless stream of scenes as (frame [3, S, S], soft masks [K, S/4, S/4], boxes [K, 4], points [K, 2])."""
+    """Endless stream of scenes.
+
+    Each is (frame [3, S, S], soft masks [K, S/4, S/4], boxes [K, 4], points [K, 2], ids [S, S], extents [32, 4]).
+    """
 
     def __init__(self, folder: Path, size: int, prompts: int, seed: int) -> None:
         self.folder, self.size, self.prompts, self.seed = folder, size, prompts, seed
@@ -58,7 +62,9 @@ class Scenes(torch.utils.data.IterableDataset):
         while True:
             paths = sorted(self.folder.rglob("*.png"))
             if not paths:
-                raise FileNotFoundError(f"no scene in {self.folder}: run ovseg_export.scenes.pregenerate first")
+                raise FileNotFoundError(
+                    f"no scene in {self.folder}: run ovseg_export.scenes.pregenerate first"
+                )
             for i in rng.permutation(len(paths))[:2000]:
                 image, ids = read_scene(paths[i])
                 item = self.sample(*augment(image, ids, rng), rng)
@@ -84,14 +90,19 @@ class Scenes(torch.utils.data.IterableDataset):
             return None
         chosen = rng.permutation(found)[:count]
         chosen = np.concatenate([chosen, rng.choice(found, count - len(chosen))])
+        extents = np.zeros((INSTANCES, 4), np.float32)
+        for instance in np.flatnonzero(areas[:INSTANCES]):
+            extents[instance] = bounding_box((full == instance).astype(np.uint8)) / size
         masks, boxes, points = [], [], []
         for instance in chosen:
             mask = (full == instance).astype(np.uint8)
             box = bounding_box(mask)
-            masks.append(cv2.resize(mask.astype(np.float32), (size // 4, size // 4), interpolation=cv2.INTER_AREA))
+            masks.append(
+                cv2.resize(mask.astype(np.float32), (size // 4, size // 4), interpolation=cv2.INTER_AREA)
+            )
             boxes.append(np.clip(box + box_noise(box, rng), 0, size))
             points.append(random_click(mask, box, rng))
-        arrays = (frame.transpose(2, 0, 1), np.stack(masks), np.stack(boxes), np.stack(points))
+        arrays = (frame.transpose(2, 0, 1), np.stack(masks), np.stack(boxes), np.stack(points), full, extents)
         return tuple(torch.from_numpy(np.ascontiguousarray(array, np.float32)) for array in arrays)
 
 
@@ -134,9 +145,7 @@ def random_click(mask: np.ndarray, box: np.ndarray, rng: np.random.Generator) ->
     return x - 1 + x0 + rng.random(), y - 1 + y0 + rng.random()
 
 
-def augment(
-    image: np.ndarray, ids: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def augment(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A crop of random size and aspect (the rest of the frame is then padding, as in use), mirrored, recoloured."""
     height, width = ids.shape
     side = height if rng.random() < 0.35 else int(rng.uniform(0.5, 1.0) * height)
@@ -230,11 +239,10 @@ def first_prompts(
     return coords, labels, is_box
 
 
-def step_loss(
-    network: SamTiny, batch: list[torch.Tensor]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def step_loss(network: SamTiny, auxiliary: Auxiliary, batch: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of one batch, and the IoU that it saw by kind of prompt."""
-    frame, masks, boxes, points = batch
+    frame, masks, boxes, points, ids, extents = batch
+    auxiliary.reset()
     prompts, size = masks.shape[1], frame.shape[-1]
     target = masks.flatten(0, 1)
     coords, labels, is_box = first_prompts(boxes.flatten(0, 1), points.flatten(0, 1))
@@ -262,7 +270,10 @@ def step_loss(
                 coords, labels = torch.cat([coords, click], 1), torch.cat([labels, label], 1)
                 has_mask = (torch.rand(count) < 0.7).float()
                 mask_input = logits[:, :1].detach() * has_mask[:, None, None, None]
-    return total / rounds, seen
+        dense = auxiliary.encoder_loss(ids, extents)
+        coarse = auxiliary.decoder_loss(target)
+    seen.update(dense=dense.detach()[None], coarse=coarse.detach()[None])
+    return total / rounds + 0.3 * dense + 0.5 * coarse, seen
 
 
 @torch.no_grad()
@@ -284,7 +295,9 @@ def evaluate(network: SamTiny, folder: Path, scenes: int) -> dict[str, float]:
         image, ids = read_scene(path)
         frame = torch.from_numpy(normalise(image)).permute(2, 0, 1)[None]
         with torch.autocast("cpu", torch.bfloat16):
-            embeddings = [e.float() for e in network.encoder(frame.contiguous(memory_format=torch.channels_last))]
+            embeddings = [
+                e.float() for e in network.encoder(frame.contiguous(memory_format=torch.channels_last))
+            ]
         masks = [(ids == k).astype(np.uint8) for k in np.unique(ids) if k]
         if not masks:
             continue
@@ -328,10 +341,12 @@ class Run:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.checkpoint = out, out / "checkpoint.pt"
         self.network = SamTiny().to(memory_format=torch.channels_last)
+        self.auxiliary = Auxiliary(self.network)
         self.ema = SamTiny().eval()
         self.ema.load_state_dict(self.network.state_dict())
-        matrices = [p for p in self.network.parameters() if p.ndim >= 2]
-        rest = [p for p in self.network.parameters() if p.ndim < 2]
+        parameters = [*self.network.parameters(), *self.auxiliary.parameters()]
+        matrices = [p for p in parameters if p.ndim >= 2]
+        rest = [p for p in parameters if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.03}, {"params": rest, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
         self.progress = Progress()
@@ -339,12 +354,14 @@ class Run:
             saved = torch.load(self.checkpoint)
             self.network.load_state_dict(saved["net"])
             self.ema.load_state_dict(saved["ema"])
+            self.auxiliary.load_state_dict(saved["auxiliary"])
             self.optimiser.load_state_dict(saved["opt"])
             self.progress = Progress(**saved["state"])
             print("resumed at", self.progress, flush=True)
 
     def save(self) -> None:
         state = {"net": self.network.state_dict(), "ema": self.ema.state_dict()}
+        state["auxiliary"] = self.auxiliary.state_dict()
         part = self.checkpoint.with_suffix(".part")
         torch.save({**state, "opt": self.optimiser.state_dict(), "state": asdict(self.progress)}, part)
         part.replace(self.checkpoint)
@@ -381,10 +398,10 @@ def train(args: argparse.Namespace) -> None:
         rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
         for group in run.optimiser.param_groups:
             group["lr"] = rate
-        loss, seen = step_loss(run.network, next(loader))
+        loss, seen = step_loss(run.network, run.auxiliary, next(loader))
         run.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(run.network.parameters(), 2.0)
         run.optimiser.step()
         average_into(run.ema, run.network, run.progress.step)
         now = time.monotonic()
@@ -394,7 +411,11 @@ def train(args: argparse.Namespace) -> None:
         for key, value in {"loss": loss.detach()[None], **seen}.items():
             means.setdefault(key, []).extend(value.tolist())
         if run.progress.step % 50 == 0:
-            run.log(size=phase.size, lr=round(rate, 6), **{k: round(float(np.mean(v)), 4) for k, v in means.items()})
+            run.log(
+                size=phase.size,
+                lr=round(rate, 6),
+                **{k: round(float(np.mean(v)), 4) for k, v in means.items()},
+            )
             means = {}
         if run.progress.elapsed - saved > 120:
             saved = run.progress.elapsed
@@ -410,10 +431,14 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scenes", type=Path, required=True, help="folder of training scenes")
     parser.add_argument("--val", type=Path, help="folder of scenes for the curve")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the training; resumes what is there")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the training; resumes what is there"
+    )
     parser.add_argument("--minutes", type=float, default=80, help="length of the whole training")
     parser.add_argument("--eval-minutes", type=float, default=8)
     parser.add_argument("--threads", type=int, default=2)
