@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "export"))
 from ovseg_export.scenes import Library, Mix, ObjectRecord, PhotoRecord, compose
 from ovseg_export.scenes.assets import SETS, AssetSet, emoji_key, members, package_file, trim
 from ovseg_export.scenes.compose import (
-    MIN_VISIBLE_FRACTION,
+    MIXES,
     MIN_VISIBLE_PIXELS_512,
     _blend,
     _place,
@@ -108,7 +108,7 @@ def test_scene_is_well_formed(store: Path, size: int) -> None:
         for instance in made.instances:
             mask = made.ids == instance.id
             assert mask.sum() == instance.pixels >= least
-            assert MIN_VISIBLE_FRACTION <= instance.visible <= 1
+            assert MIXES["crowded"].min_visible <= instance.visible <= 1
             ys, xs = np.nonzero(mask)
             x1, y1, x2, y2 = instance.box
             assert x1 <= xs.min() and xs.max() < x2 and y1 <= ys.min() and ys.max() < y2
@@ -243,7 +243,7 @@ def test_members_and_cache(tmp_path: Path) -> None:
 
 
 def test_pregenerate_is_deterministic_and_resumes(store: Path, tmp_path: Path) -> None:
-    job = Job(str(store), "train", 128, 5, "default")
+    job = Job(str(store), "train", 128, 5, "crowded")
     assert generate(job, tmp_path / "a", 6) == 6
     assert generate(job, tmp_path / "a", 6) == 0
     names = {path.name for path in (tmp_path / "a").iterdir()}
@@ -260,4 +260,4 @@ def test_pregenerate_is_deterministic_and_resumes(store: Path, tmp_path: Path) -
     ids = cv2.imread(str(tmp_path / "a" / "000002.png"), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(ids, scene(job, Library(store, "train"), 2).ids)
     with pytest.raises(ValueError, match="another job"):
-        generate(Job(str(store), "train", 128, 6, "default"), tmp_path / "a", 6)
+        generate(Job(str(store), "train", 128, 6, "crowded"), tmp_path / "a", 6)

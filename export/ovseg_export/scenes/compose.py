@@ -13,19 +13,37 @@ import numpy as np
 
 from .library import Library
 
-MIN_VISIBLE_FRACTION = 0.25
 MIN_VISIBLE_PIXELS_512 = 100  # at 512 px; scales with the area of the picture
+PLACES = 8  # tried for an object before it is left out
 
 
 @dataclass(frozen=True)
 class Mix:
-    """What a scene is made of: weights of the object kinds and of the backgrounds."""
+    """What a scene is made of.
+
+    `objects`, `cutouts` and `shapes` weigh the kinds against each other; `sides` are the shortest and longest
+    object, in pixels of a 512 px picture; `filling` is the share of scenes with an object as large as the
+    picture. At least `min_visible` of each object stays visible.
+    """
 
     objects: float = 0.55
     cutouts: float = 0.33
     shapes: float = 0.12
     photo_background: float = 0.8
     max_instances: int = 8
+    sides: tuple[float, float] = (45, 400)
+    filling: float = 0.18
+    min_visible: float = 0.25
+
+
+# `ordinary` is near to what people photograph, `crowded` a heap of things, much of them hidden.
+MIXES = {
+    "crowded": Mix(),
+    "ordinary": Mix(
+        objects=0.7, cutouts=0.18, max_instances=6, sides=(60, 320), filling=0.08, min_visible=0.6
+    ),
+    "shapes": Mix(objects=0.0, cutouts=0.8, shapes=0.2, photo_background=1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +83,8 @@ def compose(rng: np.random.Generator, library: Library, size: int = 512, mix: Mi
         mix: what the scene is made of.
 
     Returns:
-        The scene; ids run from 1 without gaps, every id has at least 100 pixels (at 512 px) and a quarter of
-        its object visible.
+        The scene; ids run from 1 without gaps, every id has at least 100 pixels (at 512 px) and
+        `mix.min_visible` of its object in sight.
 
     """
     mix = mix or Mix()
@@ -82,7 +100,7 @@ def compose(rng: np.random.Generator, library: Library, size: int = 512, mix: Mi
     count = int(rng.integers(min(2, mix.max_instances), mix.max_instances + 1))
     # Large things first, so that small ones are not wholly hidden more often than they would be in a
     # photograph.
-    sides = _sides(rng, count, size)
+    sides = _sides(rng, count, size, mix)
     for side in sides:
         kind = int(rng.choice(3, p=weights))
         if kind == 0:
@@ -101,32 +119,55 @@ def compose(rng: np.random.Generator, library: Library, size: int = 512, mix: Mi
         placed = _place(rng, rgba, side, size)
         if placed is None:
             continue
-        colour, alpha, x, y = placed
+        colour, alpha = placed
         whole = alpha >= 128
         area = int(whole.sum())
         if area < 16:
             continue
         bx, by, bw, bh = cv2.boundingRect(whole.astype(np.uint8))
-        top, left = max(0, -y), max(0, -x)
-        bottom, right = min(alpha.shape[0], size - y), min(alpha.shape[1], size - x)
-        if top >= bottom or left >= right:
+        for _ in range(PLACES):
+            x, y = _position(rng, alpha.shape, size)
+            top, left = max(0, -y), max(0, -x)
+            bottom, right = min(alpha.shape[0], size - y), min(alpha.shape[1], size - x)
+            window = np.s_[y + top : y + bottom, x + left : x + right]
+            part = np.s_[top:bottom, left:right]
+            if _leaves_enough(ids, window, whole[part], [entry[3] for entry in pasted], area, mix.min_visible):
+                break
+        else:
             continue
         if rng.random() < 0.35:
             _shadow(rng, canvas, alpha, x, y)
-        window = np.s_[y + top : y + bottom, x + left : x + right]
-        part = np.s_[top:bottom, left:right]
         _blend(canvas[window], colour[part], alpha[part])
         pasted.append((*label, area, (x + bx, y + by, x + bx + bw, y + by + bh)))
         ids[window][whole[part]] = len(pasted)
-    instances, ids = _visible(ids, pasted, size)
+    instances, ids = _visible(ids, pasted, size, mix.min_visible)
     return Scene(_camera(rng, canvas), ids, instances)
 
 
-def _sides(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+def _leaves_enough(
+    ids: np.ndarray,
+    window: tuple[slice, slice],
+    new: np.ndarray,
+    areas: list[int],
+    area: int,
+    share: float,
+) -> bool:
+    """Whether a new object, `new` in `window` of the picture, and those under it keep `share` in sight."""
+    if new.sum() < share * area:
+        return False
+    hidden = np.bincount(ids[window][new], minlength=len(areas) + 1)[1:]
+    if not hidden.any():
+        return True
+    visible = np.bincount(ids.ravel(), minlength=len(areas) + 1)[1:]
+    # What was hidden too far before is dropped in the end: it does not matter what happens to it.
+    spoiled = (hidden > 0) & (visible >= share * np.array(areas)) & (visible - hidden < share * np.array(areas))
+    return not spoiled.any()
+
+
+def _sides(rng: np.random.Generator, count: int, size: int, mix: Mix) -> np.ndarray:
     """Long sides of the objects in pixels, largest first; now and then one fills the picture."""
-    low, high = np.log(45), np.log(400)
-    sides = np.exp(rng.uniform(low, high, count)) * size / 512
-    if rng.random() < 0.18:
+    sides = np.exp(rng.uniform(*np.log(mix.sides), count)) * size / 512
+    if rng.random() < mix.filling:
         sides[0] = size * rng.uniform(0.8, 1.3)
     if rng.random() < 0.7:
         sides = np.sort(sides)[::-1]
@@ -134,7 +175,10 @@ def _sides(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
 
 
 def _visible(
-    ids: np.ndarray, pasted: list[tuple[str, str, str, int, tuple[int, int, int, int]]], size: int
+    ids: np.ndarray,
+    pasted: list[tuple[str, str, str, int, tuple[int, int, int, int]]],
+    size: int,
+    min_visible: float,
 ) -> tuple[list[Instance], np.ndarray]:
     """Drop what is hardly visible and renumber the rest from 1."""
     least = MIN_VISIBLE_PIXELS_512 * (size / 512) ** 2
@@ -143,7 +187,7 @@ def _visible(
     instances: list[Instance] = []
     for old, (key, set_name, name, area, box) in enumerate(pasted, start=1):
         pixels = int(counts[old])
-        if pixels < least or pixels / area < MIN_VISIBLE_FRACTION:
+        if pixels < least or pixels / area < min_visible:
             continue
         table[old] = len(instances) + 1
         instances.append(
@@ -157,8 +201,8 @@ def _visible(
 
 def _place(
     rng: np.random.Generator, rgba: np.ndarray, side: float, size: int
-) -> tuple[np.ndarray, np.ndarray, int, int] | None:
-    """Warp an RGBA (BGRA order) picture to its place: premultiplied colour, alpha and top-left corner.
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Warp an RGBA (BGRA order) picture to its size and angle: premultiplied colour, and alpha.
 
     None if it would be too small or too large.
     """
@@ -184,14 +228,19 @@ def _place(
     warped = cv2.warpPerspective(premultiplied, matrix, (int(out_w), int(out_h)), flags=cv2.INTER_LINEAR)
     if rng.random() < 0.35:  # feather: mask and colour soften together
         warped = cv2.GaussianBlur(warped, (0, 0), float(rng.uniform(0.4, 1.4)) * size / 512)
-    # The centre lies in the picture; large things may be cut by its edge.
+    return warped[..., :3], np.ascontiguousarray(warped[..., 3])
+
+
+def _position(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """Top-left corner of an object. Its centre lies in the picture; large things may be cut by the edge."""
+    out_h, out_w = shape
     margin = 0.05
     x = int(rng.uniform(margin, 1 - margin) * size - out_w / 2)
     y = int(rng.uniform(margin, 1 - margin) * size - out_h / 2)
     if rng.random() < 0.7:  # most stay wholly inside where they fit
         x = int(np.clip(x, 0, max(0, size - out_w)))
         y = int(np.clip(y, 0, max(0, size - out_h)))
-    return warped[..., :3], np.ascontiguousarray(warped[..., 3]), x, y
+    return x, y
 
 
 def _premultiply(rgba: np.ndarray) -> np.ndarray:

@@ -25,11 +25,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .compose import Mix, Scene, compose
+from .compose import MIXES, Scene, compose
 from .library import Library
-
-SHAPES_ONLY = Mix(objects=0.0, cutouts=0.8, shapes=0.2, photo_background=1.0)
-MIXES = {"default": Mix(), "shapes": SHAPES_ONLY}
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first scene")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--mix", choices=sorted(MIXES), default="default")
+    parser.add_argument("--mix", choices=sorted(MIXES), default="ordinary")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
