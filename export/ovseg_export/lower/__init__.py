@@ -79,7 +79,8 @@ def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, ops
         except UnsupportedCase as reason:
             refused.setdefault((op.name, str(reason)), []).append(op.location)
             for value in op.outputs:  # keep going, to name every problem at once
-                graph.bind(value, ("",) * len(value.elements) if value.kind == "vector" else "")
+                name = graph.fresh("refused")
+                graph.bind(value, (name,) * len(value.elements) if value.kind == "vector" else name)
 
     graph = Graph(opset, lower)
     for port in program.inputs:

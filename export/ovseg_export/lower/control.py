@@ -130,6 +130,11 @@ def array_read(g: Graph, op: Op) -> str:
     return g.op("SequenceAt", g[op.inputs[0]], g.scalar(op.inputs[1]))
 
 
+def slice_array_dense(g: Graph, op: Op) -> str:
+    """One element of a tensor array, as a tensor."""
+    return g.op("SequenceAt", g[op.inputs[0]], g.reshape(g.vector(op.inputs[1])))
+
+
 def array_length(g: Graph, op: Op) -> str:
     length = g.op("SequenceLength", g[op.inputs[0]])
     if op.outputs[0].rank == 1:
@@ -157,6 +162,7 @@ TABLE: dict[str, Lowering] = {
     "create_array": create_array,
     "array_write_": array_write,
     "array_read": array_read,
+    "slice_array_dense": slice_array_dense,
     "array_length": array_length,
     "array_to_tensor": array_to_tensor,
 }

@@ -219,16 +219,6 @@ def pool(g: Graph, op: Op) -> str:
     strides, ceil = list(op.attributes["strides"]), bool(op.attributes["ceil_mode"])
     pads = padding(op, 2)
     count_padding = not is_max and not op.attributes["exclusive"]
-    if ceil and count_padding:
-        # ONNX divides a window that ceil mode cuts short by what is left of it; Paddle by the whole kernel.
-        if min(source[2:]) < 0 or "pads" not in pads:
-            raise UnsupportedCase("it counts padding in ceil mode, with a size known at run time only")
-        explicit = pads["pads"]
-        assert isinstance(explicit, list)
-        for i in range(2):
-            free = source[2 + i] + explicit[i] + explicit[2 + i] - kernel[i]
-            explicit[2 + i] += -free % strides[i]
-        ceil = False
     return g.op(
         kind,
         x,
@@ -337,14 +327,16 @@ _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge",
 
 def pad3d(g: Graph, op: Op) -> str:
     """Paddings come as (left, right, top, bottom, front, back) of a 5-D tensor; the pad value is an attribute."""
-    need_channels_first(op)
     mode = _PAD_MODES[op.attributes["mode"]]
     if mode == "wrap" and g.opset < 19:
         raise UnsupportedCase("circular padding needs opset 19")
     amounts = g.vector(op.inputs[1]) if "paddings" not in op.attributes else g.i64(*op.attributes["paddings"])
-    order = g.concat(
-        [g.i64(0, 0), g.gather(amounts, g.i64(4, 2, 0)), g.i64(0, 0), g.gather(amounts, g.i64(5, 3, 1))]
-    )
+    lead, trail = ((0, 0), ()) if op.attributes["data_format"] == "NCDHW" else ((0,), (0,))
+    parts = []
+    for side in (0, 1):  # what comes before each axis, then what comes after
+        spatial = g.gather(amounts, g.i64(4 + side, 2 + side, side))
+        parts += [g.i64(*lead), spatial, *([g.i64(*trail)] if trail else [])]
+    order = g.concat(parts)
     value = [g.const(op.attributes["pad_value"], op.outputs[0].dtype)] if mode == "constant" else []
     return g.op("Pad", g[op.inputs[0]], order, *value, mode=mode)
 

@@ -414,6 +414,25 @@ def repeat_interleave(g: Graph, op: Op) -> str:
     raise UnsupportedCase("it repeats an axis before one whose size is known at run time only")
 
 
+def repeat_by_tensor(g: Graph, op: Op) -> str:
+    """Element i appears repeats[i] times (or repeats[0] times, all of them): position p shows the element whose run
+    it falls in, which is the number of runs that end at or before p."""
+    axis, sizes = op.attributes["axis"], shape_of(op.inputs[0])
+    x, repeats = g[op.inputs[0]], g.vector(op.inputs[1])
+    if shape_of(op.inputs[1]) in ((), (1,)):
+        repeats = g.op("Expand", repeats, g.dim(x, axis, sizes[axis]))
+    ends = g.op("CumSum", repeats, g.const(0, np.int64))
+    position = g.unsqueeze(g.range(g.reduce("ReduceSum", repeats, [0], True)), 1)
+    passed = g.cast(g.op("GreaterOrEqual", position, g.unsqueeze(ends, 0)), "int64")
+    return g.gather(x, g.reduce("ReduceSum", passed, [1], False), axis)
+
+
+def empty(g: Graph, op: Op) -> str:
+    """Paddle leaves the content open; zeros are as good."""
+    shape = g.vector(op.inputs[0]) if op.inputs else g.i64(*op.attributes["shape"])
+    return g.op("ConstantOfShape", shape, value=_tensor(0, op.outputs[0].dtype))
+
+
 def eye(g: Graph, op: Op) -> str:
     rows = g.number(op.inputs[0]) if op.inputs else op.attributes["num_rows"]
     columns = g.number(op.inputs[1]) if len(op.inputs) > 1 else op.attributes["num_columns"]
@@ -466,6 +485,8 @@ TABLE: dict[str, Lowering] = {
     "flip": flip,
     "roll": roll,
     "repeat_interleave": repeat_interleave,
+    "repeat_interleave_with_tensor_index": repeat_by_tensor,
+    "empty": empty,
     "eye": eye,
     "view_shape": reshape,
 }
