@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ovseg.errors import ModelError
+from ovseg.errors import ModelError, OvsError
 
 
 class ProgramError(ModelError):
@@ -15,6 +15,18 @@ class ParameterError(ModelError):
 
 class UnsupportedOperators(ModelError):
     """A Paddle program with operators, or uses of operators, that have no lowering."""
+
+
+class PaddleFailure(OvsError):  # noqa: N818
+    """Paddle failed or crashed in the process that runs it."""
+
+    exit_code = 1
+
+
+class ParityError(OvsError):
+    """The ONNX model does not compute what the Paddle model computes."""
+
+    exit_code = 1
 
 
 class UnsupportedCase(Exception):  # noqa: N818 - it is caught and listed, never shown alone
