@@ -5,18 +5,23 @@ The encoder runs once an image, the decoder once a batch of prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from ovseg.errors import ModelError
+from ovseg_export.convert import Converted
+from ovseg_export.lower.graph import node_graphs, onnx_type
+from ovseg_export.tidy import reads
 
 
 def split(model: ModelProto, image: str = "image") -> tuple[ModelProto, ModelProto]:
     """Cut `model` where tensors that depend on `image` alone meet those that depend on another input.
 
     Args:
-        model: a graph with shapes inferred or inferable, nodes in topological order, no subgraph that reads
-            outer tensors.
+        model: a graph with shapes inferred or inferable, nodes in topological order.
         image: name of the image input. Every other input belongs to the prompt.
 
     Returns:
@@ -36,7 +41,7 @@ def split(model: ModelProto, image: str = "image") -> tuple[ModelProto, ModelPro
     from_prompt = _reached(nodes, prompts)
     encoder_tensors = from_image - from_prompt
     late = [node for node in nodes if any(name in from_prompt for name in node.output)]
-    read = {name for node in late for name in node.input} & encoder_tensors
+    read = {name for node in late for name in reads(node)} & encoder_tensors
     cut = [name for node in nodes for name in node.output if name in read]
     if not cut:
         raise ValueError("no tensor depends on the image alone and is read together with a prompt")
@@ -60,7 +65,7 @@ def _reached(nodes: Sequence[NodeProto], start: set[str]) -> set[str]:
     """Names of all tensors computed from `start`."""
     reached = set(start)
     for node in nodes:
-        if any(name in reached for name in node.input):
+        if not reached.isdisjoint(reads(node)):
             reached.update(node.output)
     return reached
 
@@ -70,6 +75,12 @@ def _rename(node: NodeProto, names: dict[str, str]) -> NodeProto:
     copy.CopyFrom(node)
     copy.input[:] = [names.get(name, name) for name in node.input]
     copy.output[:] = [names.get(name, name) for name in node.output]
+    for graph in node_graphs(copy):
+        inner = [_rename(item, names) for item in graph.node]
+        del graph.node[:]
+        graph.node.extend(inner)
+        for value in graph.output:
+            value.name = names.get(value.name, value.name)
     return copy
 
 
@@ -86,9 +97,59 @@ def _extract(
     for node in reversed(nodes):
         if wanted.intersection(name for name in node.output if name not in given):
             kept.append(node)
-            wanted.update(node.input)
+            wanted.update(reads(node))
     weights: list[TensorProto] = [tensor for tensor in model.graph.initializer if tensor.name in wanted]
     part = helper.make_graph(kept[::-1], model.graph.name, list(inputs), list(outputs), weights)
     made = helper.make_model(part, opset_imports=model.opset_import, producer_name="ovseg")
     made.ir_version = model.ir_version
     return made
+
+
+def split_converted(whole: Converted, image: str = "image") -> tuple[Converted, Converted]:
+    """Cut a converted model as `split` does, without copying its constants: they may take gigabytes.
+
+    Encoder and decoder get names of their own by the order of their nodes and constants, so that models that
+    share an encoder give the same bytes.
+
+    Raises:
+        ModelError: the graph has no tensor to cut at.
+
+    """
+    # Shape inference needs the values of small constants, and of large ones the sizes only.
+    outline = ModelProto()
+    outline.CopyFrom(whole.model)
+    for name, array in whole.constants.items():
+        if array.nbytes <= 4096:
+            outline.graph.initializer.append(numpy_helper.from_array(array, name))
+        else:
+            kind = onnx_type(array.dtype.name)
+            outline.graph.value_info.append(helper.make_tensor_value_info(name, kind, array.shape))
+    try:
+        parts = split(outline, image)
+    except ValueError as failure:
+        raise ModelError(
+            f"The graph cannot be cut into encoder and decoder: {failure}.", "Report the model."
+        ) from failure
+    return _with_constants(parts[0], whole.constants), _with_constants(parts[1], whole.constants)
+
+
+def _with_constants(part: ModelProto, constants: Mapping[str, np.ndarray]) -> Converted:
+    """Take the constants that `part` reads, and name everything but inputs and outputs by its order."""
+    del part.graph.initializer[:]
+    kept = {value.name for value in (*part.graph.input, *part.graph.output)}
+    names: dict[str, str] = {}
+    used: dict[str, np.ndarray] = {}
+    for node in part.graph.node:
+        for name in (*node.input, *sorted(reads(node).difference(node.input))):
+            if name in constants and name not in kept and name not in names:
+                names[name] = f"constant_{len(used)}"
+                used[names[name]] = constants[name]
+        for name in node.output:
+            if name and name not in kept:
+                names[name] = f"tensor_{len(names)}"
+    nodes = [_rename(node, names) for node in part.graph.node]
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{index}"
+    del part.graph.node[:]
+    part.graph.node.extend(nodes)
+    return Converted(part, used)

@@ -1,0 +1,293 @@
+"""Prove an export: Paddle Inference and ONNX Runtime side by side on the same inputs.
+
+Paddle without oneDNN is the measure. Paddle with oneDNN runs too: how far Paddle is from itself, and which of its
+two ways is the faster one to compare times with, both belong into the report.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovseg.session import Session
+from ovseg_export import compare
+from ovseg_export.compare import Figures, Outputs
+from ovseg_export.errors import PaddleFailure, ParityError
+from ovseg_export.families import Family
+from ovseg_export.feeds import Case
+from ovseg_export.paddle_host import Host, paddle_version
+
+LARGE = 1_000_000_000
+"""Bytes of parameters above which Paddle runs one way only and each picture is timed once: to run takes minutes."""
+_ROUNDS = 3
+
+_COMPARE: Mapping[str, Callable[[Outputs, Outputs], Figures]] = {
+    "instances": compare.compare_instances,
+    "embedding": compare.compare_embeddings,
+    "mask_logits": compare.compare_logits,
+}
+# These are good when they are high; all others when they are low.
+_AT_LEAST = ("cosine", "mask_iou")
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The ONNX graphs of one model, loaded: one, or encoder and decoder."""
+
+    sessions: tuple[Session, ...]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
+        """Return the outputs of the last graph by name, and the seconds taken."""
+        start = time.perf_counter()
+        values: dict[str, np.ndarray] = dict(feeds)
+        made: dict[str, np.ndarray] = {}
+        for session in self.sessions:
+            made = session.run({item.name: values[item.name] for item in session.inputs})
+            values |= made
+        return made, time.perf_counter() - start
+
+
+def prove(
+    family: Family,
+    program: Path,
+    parameters: Path,
+    input_names: Mapping[str, str],
+    graphs: Graphs,
+    cases: Sequence[Case],
+    scratch: Path,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Compare and time; return the report, with `passed` and, in words, `failures`.
+
+    Args:
+        family: tells how outputs are judged, and the limits.
+        program: Paddle's program as published, `.json` or `.pdmodel`.
+        parameters: its parameters.
+        input_names: Paddle's input names to the documented ones.
+        graphs: the ONNX graphs.
+        cases: inputs by documented name.
+        scratch: folder for what is exchanged with Paddle.
+        say: told in words what happens.
+
+    Raises:
+        PaddleFailure: Paddle without oneDNN fails.
+
+    """
+    threads = available_threads()
+    large = parameters.stat().st_size > LARGE
+    say(f"comparing with Paddle on {len(cases)} inputs")
+    with Host(scratch, threads) as paddle:
+        paddle.load(program, parameters, onednn=False)
+        runs = [_run_both(family, paddle, graphs, input_names, case) for case in cases]
+        ways = {"plain": _time_both(paddle, graphs, input_names, cases[0], runs, large)}
+    judged = [_judge(family, case, run.expected, run.found) for case, run in zip(cases, runs, strict=True)]
+    onednn: dict[str, Any] = {"ran": False, "reason": "parameters over 1 GB"}
+    if not large:
+        say("comparing with Paddle and oneDNN")
+        onednn = _with_onednn(family, program, parameters, input_names, graphs, cases, runs, scratch, ways)
+    failures = [
+        f"{item['case']}: {failure}" for item in judged for failure in _failures(family, item)
+    ] + _sameness(cases, runs)
+    best = min(ways.values(), key=lambda way: way["paddle_seconds"])
+    return {
+        "format": 1,
+        "family": family.name,
+        "passed": not failures,
+        "failures": failures,
+        "tolerances": dict(family.tolerances),
+        "worst": _worst(judged),
+        "outputs": _outputs(judged),
+        "cases": judged,
+        "paddle_onednn": onednn,
+        "timing": {**ways, "ratio": best["ratio"], "threads": threads, "order": "Paddle, ONNX Runtime, in turns"},
+        "versions": versions(),
+    }
+
+
+def require_parity(report: Mapping[str, Any], name: str) -> None:
+    """Raise ParityError, with the first differences, unless the report says that the models agree."""
+    if not report["passed"]:
+        failures = report["failures"]
+        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+        raise ParityError(
+            f"The ONNX model of {name} differs from Paddle's: {'; '.join(failures[:3])}{more}.",
+            "Report it with the name of the model; --allow-mismatch keeps it under another name.",
+        )
+
+
+def available_threads() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """What took part."""
+    import cv2
+    import onnx
+    import onnxruntime
+
+    import ovseg
+
+    return {
+        "ovseg": ovseg.__version__,
+        "paddle": paddle_version() or "none",
+        "onnxruntime": onnxruntime.__version__,
+        "onnx": onnx.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+@dataclass(frozen=True)
+class _Run:
+    expected: Outputs
+    found: Outputs
+    paddle_seconds: float
+    onnx_seconds: float
+
+
+def _run_both(
+    family: Family, paddle: Host, graphs: Graphs, input_names: Mapping[str, str], case: Case
+) -> _Run:
+    made, paddle_seconds = paddle.run({theirs: case.feeds[ours] for theirs, ours in input_names.items()})
+    expected = _named(family, made)
+    found, onnx_seconds = graphs.run(case.feeds)
+    return _Run(expected, found, paddle_seconds, onnx_seconds)
+
+
+def _named(family: Family, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    if len(outputs) != len(family.outputs):
+        raise PaddleFailure(
+            f"Paddle gave {len(outputs)} outputs, not {', '.join(family.outputs)}.", "Report the model."
+        )
+    return dict(zip(family.outputs, outputs, strict=True))
+
+
+def _judge(family: Family, case: Case, expected: Outputs, found: Outputs) -> dict[str, Any]:
+    """Figures of one case; where shapes differ, the array figures are left out and the shapes stated."""
+    outputs: dict[str, Any] = {}
+    for name, array in expected.items():
+        other = found[name]
+        outputs[name] = {"shape": list(array.shape), "dtype": str(other.dtype)}
+        if array.shape == other.shape:
+            outputs[name] |= compare.differences(array, other)
+        else:
+            outputs[name]["onnx_shape"] = list(other.shape)
+        if array.dtype.kind != other.dtype.kind:
+            outputs[name]["paddle_dtype"] = str(array.dtype)
+    judged: dict[str, Any] = {"case": case.label, "batch": case.batch, "outputs": outputs}
+    comparable = all("onnx_shape" not in item for item in outputs.values()) or family.compared == "instances"
+    judged["figures"] = _COMPARE[family.compared](expected, found) if comparable else {}
+    return judged
+
+
+def _failures(family: Family, judged: Mapping[str, Any]) -> list[str]:
+    figures = judged["figures"]
+    if not figures:
+        shapes = {name: (item["shape"], item.get("onnx_shape")) for name, item in judged["outputs"].items()}
+        return [f"shapes of Paddle and ONNX {shapes}"]
+    failures = []
+    for name, limit in family.tolerances.items():
+        if name not in figures:
+            continue
+        value, high = figures[name], name in _AT_LEAST
+        # Written so that NaN fails.
+        if not (value >= limit if high else value <= limit):
+            failures.append(f"{name} is {value:.6g}, limit {limit:g}")
+    return failures
+
+
+def _sameness(cases: Sequence[Case], runs: Sequence[_Run]) -> list[str]:
+    """Two pictures with one answer prove nothing: a graph that ignores its image would pass."""
+    if len(runs) < 2:
+        return []
+    a, b = runs[0].expected, runs[1].expected
+    name = next(iter(a))
+    if a[name].size and a[name].shape == b[name].shape and np.array_equal(a[name], b[name]):
+        return [f"Paddle gives the same {name} for {cases[0].label} and {cases[1].label}"]
+    return []
+
+
+def _time_both(
+    paddle: Host,
+    graphs: Graphs,
+    input_names: Mapping[str, str],
+    case: Case,
+    runs: Sequence[_Run],
+    large: bool,
+) -> dict[str, float]:
+    """Median seconds of both on one case, in turns; of the comparing runs themselves for a large model."""
+    if large:
+        theirs, ours = [run.paddle_seconds for run in runs], [run.onnx_seconds for run in runs]
+    else:
+        feeds = {name: case.feeds[documented] for name, documented in input_names.items()}
+        theirs, ours = [], []
+        for _ in range(_ROUNDS):
+            theirs.append(paddle.run(feeds)[1])
+            ours.append(graphs.run(case.feeds)[1])
+    a, b = statistics.median(theirs), statistics.median(ours)
+    return {"paddle_seconds": round(a, 5), "onnx_seconds": round(b, 5), "ratio": round(b / a, 3)}
+
+
+def _with_onednn(
+    family: Family,
+    program: Path,
+    parameters: Path,
+    input_names: Mapping[str, str],
+    graphs: Graphs,
+    cases: Sequence[Case],
+    runs: Sequence[_Run],
+    scratch: Path,
+    ways: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """Run Paddle with oneDNN, in a process of its own: it may crash. Adds its time to `ways`."""
+    judged = []
+    try:
+        with Host(scratch, available_threads()) as paddle:
+            paddle.load(program, parameters, onednn=True)
+            for case, run in zip(cases, runs, strict=True):
+                made, _ = paddle.run({theirs: case.feeds[ours] for theirs, ours in input_names.items()})
+                judged.append(_judge(family, case, run.expected, _named(family, made)))
+            ways["onednn"] = _time_both(paddle, graphs, input_names, cases[0], runs, False)
+    except PaddleFailure as failure:
+        return {"ran": False, "reason": failure.cause}
+    return {"ran": True, "worst_against_plain": _worst(judged)}
+
+
+def _worst(judged: Sequence[Mapping[str, Any]]) -> Figures:
+    """The worst of each figure over the cases; counts are summed."""
+    worst: Figures = {}
+    for item in judged:
+        for name, value in item["figures"].items():
+            if name in ("instances", "matched"):
+                worst[name] = worst.get(name, 0) + value
+            elif name.startswith(_AT_LEAST):
+                worst[name] = min(worst.get(name, value), value)
+            else:
+                worst[name] = max(worst.get(name, value), value)
+    return worst
+
+
+def _outputs(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Per output the largest difference and the mean of the means, over the cases of equal shapes."""
+    collected: dict[str, list[Mapping[str, Any]]] = {}
+    for item in judged:
+        for name, figures in item["outputs"].items():
+            if "max" in figures:
+                collected.setdefault(name, []).append(figures)
+    return {
+        name: {"max": max(item["max"] for item in items), "mean": statistics.fmean(item["mean"] for item in items)}
+        for name, items in collected.items()
+    }
