@@ -48,8 +48,8 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
 
     Returns:
         `instances`, `matched`; `unmatched`: share of both runs' detections without a partner; `box` (pixels) and
-        `score`: largest differences of matched ones; `mask_iou`: intersections over unions, summed over matched
-        instances; `mask_iou_least`: the smallest of one instance.
+        `score`: largest differences of matched ones, `box_mean` and `score_mean`: the means; `mask_iou`:
+        intersections over unions, summed over matched instances; `mask_iou_least`: the smallest of one instance.
 
     """
     rows_a, rows_b = _rows(expected), _rows(found)
@@ -63,10 +63,11 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
         "instances": len(rows_a),
         "matched": len(pairs),
         "unmatched": (total - 2 * len(pairs)) / max(total, 1),
-        "score": float(np.abs(rows_a[first, 1] - rows_b[second, 1]).max(initial=0)),
     }
-    if "boxes" in expected:
-        figures["box"] = float(np.abs(rows_a[first, 2:] - rows_b[second, 2:]).max(initial=0))
+    for name, columns in (("score", slice(1, 2)), ("box", slice(2, None))):
+        if name == "score" or "boxes" in expected:
+            found_differences = differences(rows_a[first, columns], rows_b[second, columns])
+            figures |= {name: found_differences["max"], f"{name}_mean": found_differences["mean"]}
     if "masks" in expected:
         figures |= _compare_masks(expected["masks"], found["masks"], pairs)
     return figures

@@ -131,12 +131,12 @@ def find_program(source: str | Path) -> tuple[Path, Path]:
     return program, parameters
 
 
-def load(source: str | Path) -> tuple[Program, dict[str, np.ndarray]]:
-    """Read a program and map its parameters."""
-    path, parameter_path = find_program(source)
+def load(source: str | Path, parameters: str | Path | None = None) -> tuple[Program, dict[str, np.ndarray]]:
+    """Read a program and map its parameters, those beside it unless another file is given."""
+    path, beside = find_program(source)
     program = read_program(path)
     expected = {name: (value.dtype, value.shape) for name, value in program.parameters.items()}
-    return program, read_parameters(parameter_path, expected)
+    return program, read_parameters(parameters or beside, expected)
 
 
 def convert(
