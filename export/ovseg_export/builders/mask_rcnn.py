@@ -11,7 +11,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from .archive import Blueprint, write_archive
-from .calibrate import initialise, set_batch_norm_statistics
+from .calibrate import initialise, rescale_head, set_batch_norm_statistics
 from .images import calibration_batch
 from .rcnn import (
     CLASSES,
@@ -24,12 +24,13 @@ from .rcnn import (
     calibrate_proposals,
     detect,
     fill_empty,
+    joined,
+    limit_of_rows,
     paste_batch,
     pool_rois,
     rcnn_config,
     to_original,
 )
-from .calibrate import rescale_head
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
@@ -89,10 +90,10 @@ class MaskRcnn(nn.Layer):
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Rows [K, 6] in pixels of the input and count [N]."""
         rois, rois_num = self.proposals(features, im_shape)
-        every = paddle.concat(rois)
-        hidden = self.box_hidden(features, every, rois_num)
+        hidden = self.box_hidden(features, joined(rois), rois_num)
         probabilities = F.softmax(self.score(hidden))
-        return detect(self.delta(hidden), probabilities, rois, rois_num, im_shape, WEIGHTS)
+        limit = limit_of_rows(im_shape, rois_num)
+        return detect(self.delta(hidden), probabilities, paddle.concat(rois), rois_num, limit, WEIGHTS)
 
     def forward(
         self, im_shape: paddle.Tensor, image: paddle.Tensor, scale_factor: paddle.Tensor
@@ -164,7 +165,7 @@ def build(
     size: str = "small",
     image_size: tuple[int, int] = (256, 320),
     proposals: int = 200,
-    background: float = 5.0,
+    background: float = 8.0,
 ) -> Path:
     """Write a Mask R-CNN archive.
 

@@ -121,6 +121,11 @@ class Proposals(nn.Layer):
         return rois, paddle.concat(counts)
 
 
+def joined(rois: list[paddle.Tensor]) -> paddle.Tensor:
+    """Boxes of all pictures; an array of one is not concatenated, as in the official graphs."""
+    return paddle.concat(rois) if len(rois) > 1 else rois[0]
+
+
 def pool_rois(
     features: list[paddle.Tensor],
     strides: tuple[int, ...],
@@ -180,12 +185,20 @@ def clip_columns(
     return paddle.stack([x0, y0, x1, y1], axis=-1)
 
 
+def limit_of_rows(im_shape: paddle.Tensor, rois_num: paddle.Tensor) -> paddle.Tensor:
+    """Height and width [R, 2] of the picture that each of the R proposals lies in."""
+    limits = []
+    for i in range(im_shape.shape[0]):
+        limits.append(paddle.expand(im_shape[i, :], [rois_num[i], 2]))
+    return paddle.concat(limits)
+
+
 def detect(
     deltas: paddle.Tensor,
     probabilities: paddle.Tensor,
-    rois: list[paddle.Tensor],
+    rois: paddle.Tensor,
     rois_num: paddle.Tensor,
-    im_shape: paddle.Tensor,
+    limit: paddle.Tensor,
     weights: tuple[float, float, float, float],
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Decode, clip to the picture and suppress.
@@ -193,19 +206,15 @@ def detect(
     Args:
         deltas: [R, 4 C] or, one box for all classes, [R, 4].
         probabilities: [R, C + 1], background last.
-        rois: Boxes of each picture.
+        rois: Boxes [R, 4] of all pictures.
         rois_num: int32 [N].
-        im_shape: [N, 2].
+        limit: Height and width [R, 2] that each box is clipped to.
         weights: What the deltas are divided by.
 
     Returns:
         Rows [K, 6] in pixels of the input, count int32 [N].
     """
-    limits = []
-    for i in range(im_shape.shape[0]):
-        limits.append(paddle.expand(im_shape[i, :], [rois_num[i], 2]))
-    limit = paddle.concat(limits)
-    boxes = decode_boxes(deltas, paddle.concat(rois), weights)
+    boxes = decode_boxes(deltas, rois, weights)
     boxes = paddle.expand(boxes, [boxes.shape[0], CLASSES, 4])
     boxes = clip_columns(
         boxes[:, :, 0],
@@ -231,7 +240,7 @@ def detect(
 def fill_empty(rows: paddle.Tensor, count: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Give every picture without a detection one row (0, 0, 0, 0, 1, 1), as the official graphs do."""
     all_rows, all_counts = [], []
-    start = paddle.zeros([], dtype="int32")
+    start = 0
     for i in range(count.shape[0]):
         if count[i] == 0:
             rows_i = paddle.to_tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 1.0]])
@@ -278,8 +287,9 @@ def paste(
     count = masks.shape[0]
     down = (paddle.arange(0, height) + 0.5 - y0) / (y1 - y0) * 2 - 1
     across = (paddle.arange(0, width) + 0.5 - x0) / (x1 - x0) * 2 - 1
-    shape = [count, down.shape[1], across.shape[1]]
-    grid = paddle.stack([across[:, None, :].expand(shape), down[:, :, None].expand(shape)], axis=3)
+    across_grid = across[:, None, :].expand([count, down.shape[1], across.shape[1]])
+    down_grid = down[:, :, None].expand([count, down.shape[1], across.shape[1]])
+    grid = paddle.stack([across_grid, down_grid], axis=3)
     return F.grid_sample(masks, grid, align_corners=False)[:, 0]
 
 
@@ -289,13 +299,15 @@ def paste_batch(
     """Paste the masks [K, h, w] of all pictures: int32 [K, H, W], -1 outside smaller pictures."""
     sizes = paddle.cast(size_of_row, "int32")
     result = paddle.zeros([masks.shape[0], paddle.max(sizes[:, 0]), paddle.max(sizes[:, 1])], dtype="int32") - 1
-    start = paddle.zeros([], dtype="int32")
+    start = 0
     for i in range(count.shape[0]):
-        stop = start + count[i]
+        # `start + count[i]` stands there each time: held in a variable it is wrong in Paddle 3.2's PIR loops.
+        rows_i = rows[start : start + count[i], :]
+        masks_i = masks[start : start + count[i], :, :]
         height, width = sizes[i, 0], sizes[i, 1]
-        pasted = paste(masks[start:stop, :, :][:, None, :, :], rows[start:stop, 2:], height, width)
-        result[start:stop, :height, :width] = paddle.cast(pasted >= MASK_THRESHOLD, "int32")
-        start = start + count[i]
+        pasted = paste(masks_i[:, None, :, :], rows_i[:, 2:], height, width)
+        result[start : start + count[i], :height, :width] = paddle.cast(pasted >= MASK_THRESHOLD, "int32")
+        start += count[i]
     return result
 
 
