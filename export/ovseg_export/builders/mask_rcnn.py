@@ -10,25 +10,25 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from .archive import Blueprint, write_archive
-from .calibrate import initialise, set_batch_norm_statistics
-from .configs import COCO_LABELS
-from .layers import FeaturePyramid, ResidualBlock
+from .calibrate import initialise, rescale_head, set_batch_norm_statistics
+from .images import calibration_batch
 from .rcnn import (
-    ANCHOR_SIZES,
-    FPN_STRIDES,
-    Backbone,
-    Limits,
-    MaskHead,
-    ProposalHead,
-    RegionNetwork,
-    Regions,
-    calibration_pictures,
-    pool_regions,
-    region_config,
-    region_inputs,
-    spread_boxes,
-    spread_masks,
-    spread_proposals,
+    CLASSES,
+    Body,
+    BoxHead,
+    MaskBranch,
+    Proposals,
+    Res5,
+    calibrate_boxes,
+    calibrate_proposals,
+    detect,
+    fill_empty,
+    joined,
+    limit_of_rows,
+    paste_batch,
+    pool_rois,
+    rcnn_config,
+    to_original,
 )
 
 BACKBONES = {
@@ -67,11 +67,28 @@ class PyramidNetwork(RegionNetwork):
             x = F.relu(layer(x))
         return x
 
-    def boxes(
-        self, features: list[paddle.Tensor], regions: Regions, counts: paddle.Tensor, im_shape: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor, Regions]:
-        vectors = self.region_vectors(features, regions, counts)
-        return self.delta(vectors), F.softmax(self.score(vectors)), regions
+    def detections(
+        self, features: list[paddle.Tensor], im_shape: paddle.Tensor
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Rows [K, 6] in pixels of the input and count [N]."""
+        rois, rois_num = self.proposals(features, im_shape)
+        hidden = self.box_hidden(features, joined(rois), rois_num)
+        probabilities = F.softmax(self.score(hidden))
+        limit = limit_of_rows(im_shape, rois_num)
+        return detect(self.delta(hidden), probabilities, paddle.concat(rois), rois_num, limit, WEIGHTS)
+
+    def forward(
+        self, im_shape: paddle.Tensor, image: paddle.Tensor, scale_factor: paddle.Tensor
+    ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        features = self.body(image)
+        rows, count = self.detections(features, im_shape)
+        if rows.shape[0] == 0:
+            masks = paddle.full([1, 1, 1], -1.0)
+        else:
+            masks = self.mask_branch(self.mask_pooled(features, rows[:, 2:], count), rows[:, 0])
+        rows, count = fill_empty(rows, count)
+        rows, sizes = to_original(rows, count, im_shape, scale_factor)
+        return rows, count, paste_batch(masks, rows, count, sizes)
 
 
 class SingleMapNetwork(RegionNetwork):
@@ -161,15 +178,10 @@ def build(
     seed: int = 0,
     fmt: str = "json",
     model_name: str = "MaskRCNN-ResNet50-FPN",
-    width: int = 8,
-    short_side: int = 320,
-    long_side: int = 533,
-    batch: int | None = None,
-    labels: Sequence[str] = COCO_LABELS,
-    score_threshold: float = 0.05,
-    keep_top_k: int = 100,
-    proposals: int = 1000,
-    found: float = 0.01,
+    size: str = "small",
+    image_size: tuple[int, int] = (256, 320),
+    proposals: int = 200,
+    background: float = 8.0,
 ) -> Path:
     """Write a Mask R-CNN archive: im_shape, image, scale_factor → boxes [K, 6], count [N], masks [K, H, W].
 

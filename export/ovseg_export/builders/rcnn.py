@@ -130,15 +130,17 @@ class ProposalHead(nn.Layer):
         return regions, paddle.concat(counts)
 
 
-def _anchors(sizes: Sequence[float]) -> np.ndarray[Any, Any]:
-    """Anchors around the origin, float32 [sizes * ratios, 4]; a ratio is height over width."""
-    widths = np.array([math.sqrt(size * size / ratio) for size in sizes for ratio in ASPECT_RATIOS])
-    heights = np.array([size * size for size in sizes for _ in ASPECT_RATIOS]) / widths
-    return (np.stack([-widths, -heights, widths, heights], axis=1) / 2).astype(np.float32)
+def joined(rois: list[paddle.Tensor]) -> paddle.Tensor:
+    """Boxes of all pictures; an array of one is not concatenated, as in the official graphs."""
+    return paddle.concat(rois) if len(rois) > 1 else rois[0]
 
 
-def pool_regions(
-    features: list[paddle.Tensor], regions: Regions, counts: paddle.Tensor, *, size: int, strides: Sequence[int]
+def pool_rois(
+    features: list[paddle.Tensor],
+    strides: tuple[int, ...],
+    rois: paddle.Tensor,
+    rois_num: paddle.Tensor,
+    side: int,
 ) -> paddle.Tensor:
     """RoIAlign; with several maps each region is read from the map that its area suits (Lin et al. 2017).
 
@@ -200,17 +202,66 @@ def clip_to_pictures(boxes: paddle.Tensor, regions: Regions, counts: paddle.Tens
     return paddle.stack(sides, axis=-1)
 
 
-def fill_empty(rows: paddle.Tensor, counts: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Give each picture without a detection one row of score 0, as the official exports do."""
-    nothing = paddle.to_tensor(np.array([[0.0, 0.0, 0.0, 0.0, 1.0, 1.0]], np.float32))
-    one = paddle.to_tensor(np.array([1], np.int32))
-    all_rows = []
-    all_counts = []
+def limit_of_rows(im_shape: paddle.Tensor, rois_num: paddle.Tensor) -> paddle.Tensor:
+    """Height and width [R, 2] of the picture that each of the R proposals lies in."""
+    limits = []
+    for i in range(im_shape.shape[0]):
+        limits.append(paddle.expand(im_shape[i, :], [rois_num[i], 2]))
+    return paddle.concat(limits)
+
+
+def detect(
+    deltas: paddle.Tensor,
+    probabilities: paddle.Tensor,
+    rois: paddle.Tensor,
+    rois_num: paddle.Tensor,
+    limit: paddle.Tensor,
+    weights: tuple[float, float, float, float],
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Decode, clip to the picture and suppress.
+
+    Args:
+        deltas: [R, 4 C] or, one box for all classes, [R, 4].
+        probabilities: [R, C + 1], background last.
+        rois: Boxes [R, 4] of all pictures.
+        rois_num: int32 [N].
+        limit: Height and width [R, 2] that each box is clipped to.
+        weights: What the deltas are divided by.
+
+    Returns:
+        Rows [K, 6] in pixels of the input, count int32 [N].
+    """
+    boxes = decode_boxes(deltas, rois, weights)
+    boxes = paddle.expand(boxes, [boxes.shape[0], CLASSES, 4])
+    boxes = clip_columns(
+        boxes[:, :, 0],
+        boxes[:, :, 1],
+        boxes[:, :, 2],
+        boxes[:, :, 3],
+        paddle.unsqueeze(limit[:, 0], axis=1),
+        paddle.unsqueeze(limit[:, 1], axis=1),
+    )
+    rows, count, _ = multiclass_nms(
+        boxes,
+        probabilities[:, :-1],
+        rois_num,
+        score_threshold=0.05,
+        nms_threshold=0.5,
+        nms_top_k=-1,
+        keep_top_k=100,
+        background=CLASSES,
+    )
+    return rows, count
+
+
+def fill_empty(rows: paddle.Tensor, count: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Give every picture without a detection one row (0, 0, 0, 0, 1, 1), as the official graphs do."""
+    all_rows, all_counts = [], []
     start = 0
-    for i in range(counts.shape[0]):
-        if counts[i] == 0:
-            picture_rows = nothing
-            picture_count = one
+    for i in range(count.shape[0]):
+        if count[i] == 0:
+            rows_i = paddle.to_tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 1.0]])
+            count_i = paddle.to_tensor([1], dtype="int32")
         else:
             picture_rows = rows[start : start + counts[i], :]
             picture_count = counts[i : i + 1]
@@ -253,27 +304,29 @@ def paste(masks: paddle.Tensor, boxes: paddle.Tensor, height: paddle.Tensor, wid
     """Spread masks [K, m, m] over a picture: [K, height, width], zero outside boxes [K, 4]."""
     x0, y0, x1, y1 = paddle.split(boxes, 4, axis=1)
     count = masks.shape[0]
-    y = (paddle.arange(0, height) + 0.5 - y0) / (y1 - y0) * 2 - 1
-    x = (paddle.arange(0, width) + 0.5 - x0) / (x1 - x0) * 2 - 1
-    grid_x = x[:, None, :].expand([count, y.shape[1], x.shape[1]])
-    grid_y = y[:, :, None].expand([count, y.shape[1], x.shape[1]])
-    grid = paddle.stack([grid_x, grid_y], axis=3)
-    return F.grid_sample(masks[:, None, :, :], grid, align_corners=False)[:, 0]
+    down = (paddle.arange(0, height) + 0.5 - y0) / (y1 - y0) * 2 - 1
+    across = (paddle.arange(0, width) + 0.5 - x0) / (x1 - x0) * 2 - 1
+    across_grid = across[:, None, :].expand([count, down.shape[1], across.shape[1]])
+    down_grid = down[:, :, None].expand([count, down.shape[1], across.shape[1]])
+    grid = paddle.stack([across_grid, down_grid], axis=3)
+    return F.grid_sample(masks, grid, align_corners=False)[:, 0]
 
 
-def paste_all(masks: paddle.Tensor, rows: paddle.Tensor, counts: paddle.Tensor, size: paddle.Tensor) -> paddle.Tensor:
-    """Paste the masks of every picture: int32 [K, H, W] with H and W those of the largest, -1 beyond a picture."""
-    size = paddle.cast(size, "int32")
-    result = paddle.zeros([masks.shape[0], paddle.max(size[:, 0]), paddle.max(size[:, 1])], dtype="int32") - 1
+def paste_batch(
+    masks: paddle.Tensor, rows: paddle.Tensor, count: paddle.Tensor, size_of_row: paddle.Tensor
+) -> paddle.Tensor:
+    """Paste the masks [K, h, w] of all pictures: int32 [K, H, W], -1 outside smaller pictures."""
+    sizes = paddle.cast(size_of_row, "int32")
+    result = paddle.zeros([masks.shape[0], paddle.max(sizes[:, 0]), paddle.max(sizes[:, 1])], dtype="int32") - 1
     start = 0
-    for i in range(counts.shape[0]):
-        picture_rows = rows[start : start + counts[i], :]
-        picture_masks = masks[start : start + counts[i], :, :]
-        height = size[i, 0]
-        width = size[i, 1]
-        pasted = paste(picture_masks, picture_rows[:, 2:], height, width)
-        result[start : start + counts[i], :height, :width] = paddle.cast(pasted >= 0.5, "int32")
-        start += counts[i]
+    for i in range(count.shape[0]):
+        # `start + count[i]` stands there each time: held in a variable it is wrong in Paddle 3.2's PIR loops.
+        rows_i = rows[start : start + count[i], :]
+        masks_i = masks[start : start + count[i], :, :]
+        height, width = sizes[i, 0], sizes[i, 1]
+        pasted = paste(masks_i[:, None, :, :], rows_i[:, 2:], height, width)
+        result[start : start + count[i], :height, :width] = paddle.cast(pasted >= MASK_THRESHOLD, "int32")
+        start += count[i]
     return result
 
 
