@@ -47,7 +47,8 @@ def save_paddle(tmp_path: Path) -> Callable[..., Runner]:
             paddle.enable_static()
             try:
                 feed = {f"x{i}": array for i, array in enumerate(arrays)}
-                return [np.asarray(item) for item in executor.run(program, feed=feed, fetch_list=outputs)]
+                results = executor.run(program, feed=feed, fetch_list=outputs, return_numpy=False)
+                return [np.array(item) for item in results]
             finally:
                 paddle.disable_static()
 

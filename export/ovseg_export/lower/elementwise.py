@@ -23,9 +23,16 @@ def unary(kind: str) -> Lowering:
     return lambda g, op: g.op(kind, g[op.inputs[0]])
 
 
+_OF_BOOLEANS = {"Add": "Or", "Mul": "And", "Max": "Or", "Min": "And"}
+
+
 def binary(kind: str) -> Lowering:
-    """An operator that is one ONNX node of two inputs that broadcast."""
-    return lambda g, op: g.op(kind, *operands(g, op))
+    """An operator that is one ONNX node of two inputs that broadcast; of booleans, another node."""
+
+    def lower(g: Graph, op: Op) -> str:
+        return g.op(_OF_BOOLEANS[kind] if op.outputs[0].dtype == "bool" else kind, *operands(g, op))
+
+    return lower
 
 
 def operands(g: Graph, op: Op) -> tuple[str, str]:
