@@ -47,22 +47,27 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
         found: those of the ONNX model.
 
     Returns:
-        `instances`, `matched`; `unmatched`: share of both runs' detections without a partner; `box` (pixels) and
+        `instances`, `matched`; `at_cut`: detections without a partner whose score is the lowest of their image but
+        for 1e-4: which of those are kept is chance; `unmatched`: share of the others without a partner; `box` (pixels) and
         `score`: largest differences of matched ones, `box_mean` and `score_mean`: the means; `mask_iou`:
         intersections over unions, summed over matched instances; `mask_iou_least`: the smallest of one instance.
 
     """
     rows_a, rows_b = _rows(expected), _rows(found)
     pairs: list[tuple[int, int]] = []
+    at_cut = 0
     for (start_a, end_a), (start_b, end_b) in zip(_images(expected), _images(found), strict=True):
-        matched = _match(rows_a[start_a:end_a], rows_b[start_b:end_b])
+        one, other = rows_a[start_a:end_a], rows_b[start_b:end_b]
+        matched = _match(one, other)
         pairs += [(start_a + i, start_b + j) for i, j in matched]
+        at_cut += _at_cut(one, {i for i, _ in matched}) + _at_cut(other, {j for _, j in matched})
     total = len(rows_a) + len(rows_b)
     first, second = [i for i, _ in pairs], [j for _, j in pairs]
     figures: Figures = {
         "instances": len(rows_a),
         "matched": len(pairs),
-        "unmatched": (total - 2 * len(pairs)) / max(total, 1),
+        "at_cut": at_cut,
+        "unmatched": (total - 2 * len(pairs) - at_cut) / max(total, 1),
     }
     for name, columns in (("score", slice(1, 2)), ("box", slice(2, None))):
         if name == "score" or "boxes" in expected:
@@ -79,6 +84,12 @@ def mask_ious(a: np.ndarray, b: np.ndarray) -> list[float]:
     a, b = a.reshape(sizes), b.reshape(sizes)
     union = (a | b).sum(1)
     return [float(i / u) if u else 1.0 for i, u in zip((a & b).sum(1), union, strict=True)]
+
+
+def _at_cut(rows: np.ndarray, matched: set[int]) -> int:
+    """Rows of one image without a partner whose score is the lowest but for 1e-4."""
+    alone = [row for index, row in enumerate(rows) if index not in matched]
+    return sum(row[1] <= rows[:, 1].min() + 1e-4 for row in alone)
 
 
 def _compare_masks(a: np.ndarray, b: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Figures:

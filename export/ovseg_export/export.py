@@ -212,7 +212,7 @@ def _export(
         "opset": opset,
         "licence": _licence(model_name),
         "source": _source(model),
-        "parity": {key: report[key] for key in ("passed", "tolerances", "worst", "versions")}
+        "parity": {key: report[key] for key in ("passed", "tolerances", "limits", "worst", "versions")}
         | {"cases": len(cases), "file": "parity.json"},
     }
     text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)

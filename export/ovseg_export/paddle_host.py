@@ -164,9 +164,10 @@ class _Worker:
         import paddle
         from paddle.base import core
 
-        translated = paddle.pir.translate_to_pir(core.ProgramDesc(Path(program).read_bytes()))
-        # Version 1 of the format; keep it when it is there, write it readable, without gradients.
-        core.serialize_pir_program(translated, target, 1, True, True, False)
+        old = core.ProgramDesc(Path(program).read_bytes())
+        for index in range(old.num_blocks()):
+            _align_shape_lists(old.block(index))
+        core.serialize_pir_program(paddle.pir.translate_to_pir(old), target)
         return {}
 
     def _load(self, program: str, parameters: str, onednn: bool, threads: int) -> dict[str, Any]:
@@ -194,6 +195,47 @@ class _Worker:
         seconds = time.perf_counter() - start
         np.savez(outputs, *made)
         return {"seconds": seconds}
+
+
+def _align_shape_lists(block: Any) -> None:
+    """Give the sizes that an operator takes as a list of tensors one rank.
+
+    The old executor takes scalars and vectors of one number in one list (`ShapeTensorList` and the like); the
+    translator concatenates them and needs vectors. So scalars pass through an `unsqueeze2` first.
+    """
+    index = 0
+    while index < block.op_size():
+        op = block.op(index)
+        for slot in op.input_names():
+            names = op.input(slot)
+            if not slot.endswith("TensorList"):
+                continue
+            found = [block.find_var_recursive(name.encode()) for name in names]
+            ranks = [len(variable.shape()) for variable in found]
+            if len(set(ranks)) < 2:
+                continue
+            aligned = list(names)
+            for place, (name, variable, rank) in enumerate(zip(names, found, ranks, strict=True)):
+                if rank == 0:
+                    aligned[place] = f"{name}_as_vector_{index}"
+                    _insert_unsqueeze(block, index, name, aligned[place], variable)
+                    index += 1
+            block.op(index).set_input(slot, aligned)
+        index += 1
+
+
+def _insert_unsqueeze(block: Any, index: int, source: str, target: str, like: Any) -> None:
+    for name, shape in ((target, [1]), (f"{target}_shape", [0])):
+        variable = block.var(name.encode())
+        variable.set_type(like.type())
+        variable.set_dtype(like.dtype())
+        variable.set_shape(shape)
+    op = block._insert_op(index)
+    op.set_type("unsqueeze2")
+    op.set_input("X", [source])
+    op.set_output("Out", [target])
+    op.set_output("XShape", [f"{target}_shape"])
+    op._set_attr("axes", [0])
 
 
 def _main() -> None:
