@@ -213,7 +213,7 @@ def _export(
         "licence": _licence(model_name),
         "source": _source(model),
         "parity": {key: report[key] for key in ("passed", "tolerances", "limits", "worst", "versions")}
-        | {"cases": len(cases), "file": "parity.json"},
+        | {"cases": len(report["cases"]), "batch": report["batch"]["proven"], "file": "parity.json"},
     }
     text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
     (folder / "model.yaml").write_text(text, encoding="utf-8")
