@@ -165,7 +165,7 @@ def _export(
     ensure_space(scratch, model.parameters.stat().st_size)
 
     say(f"converting {model_name} ({family.name}) to ONNX, opset {opset}")
-    program, parameters = load(model.readable, model.parameters)
+    program, parameters = load(model.program)
     input_names = families.input_names(family, program, where)
     shapes = families.dimensions(family, program, input_names)
     converted = convert_program(

@@ -163,15 +163,17 @@ def read_program(path: str | Path) -> Program:
 class _Reader:
     path: Path
     count: int = 0
-    inputs: list[Port] = field(default_factory=list)
+    inputs: list[tuple[int, Port]] = field(default_factory=list)
     outputs: list[tuple[int, Port]] = field(default_factory=list)
     parameters: dict[str, Value] = field(default_factory=dict)
 
     def read(self, module: dict[str, Any]) -> Program:
         (region,) = module["regions"]
         body = self._region(region, {}, "")
-        outputs = tuple(port for _, port in sorted(self.outputs, key=lambda item: item[0]))
-        return Program(body.ops, tuple(self.inputs), outputs, self.parameters, self.path)
+        inputs, outputs = (
+            tuple(port for _, port in sorted(ports, key=lambda item: item[0])) for ports in (self.inputs, self.outputs)
+        )
+        return Program(body.ops, inputs, outputs, self.parameters, self.path)
 
     def _region(self, region: dict[str, Any], outer: Mapping[int, Value], where: str) -> Region:
         (block,) = region["blocks"]
@@ -190,7 +192,8 @@ class _Reader:
             elif op.name == "builtin.parameter":
                 self.parameters[op.attributes["parameter_name"]] = op.outputs[0]
             elif op.name == "data" or op.name == "feed":
-                self.inputs.append(Port(op.attributes["name"], op.outputs[0]))
+                place = op.attributes.get("col", len(self.inputs))  # translated programs feed in any order
+                self.inputs.append((place, Port(op.attributes["name"], op.outputs[0])))
             elif op.name == "fetch":
                 source = op.inputs[0]
                 if source is None:

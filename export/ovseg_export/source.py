@@ -19,7 +19,6 @@ from ovseg.download import Progress, download
 from ovseg.errors import ModelError
 from ovseg.pull import fetch_archive
 from ovseg.zoo import model_spec
-from ovseg_export.paddle_host import Host
 
 Say = Callable[[str], None]
 
@@ -30,7 +29,6 @@ class PaddleModel:
 
     Attributes:
         program: `inference.json` or `inference.pdmodel`, as published.
-        readable: an `inference.json`: `program` itself, or its translation.
         parameters: `inference.pdiparams`.
         config: content of `inference.yml`.
         config_path: where that stands, for messages.
@@ -39,7 +37,6 @@ class PaddleModel:
     """
 
     program: Path
-    readable: Path
     parameters: Path
     config: Mapping[str, Any]
     config_path: Path
@@ -54,7 +51,7 @@ def open_source(
     say: Say = lambda message: None,
     progress: Progress | None = None,
 ) -> Iterator[PaddleModel]:
-    """Make a Paddle model readable for as long as the context lasts.
+    """Have a Paddle model on this machine for as long as the context lasts.
 
     Args:
         source: model folder, `.tar`, `.tar.gz` or `.zip` archive, http(s) address of an archive, or a name
@@ -66,7 +63,6 @@ def open_source(
     Raises:
         DownloadError: the download failed or its checksum differs; a damaged archive.
         ModelError: there is no such source, or it is not a whole Paddle model.
-        PaddleFailure: Paddle cannot translate a `.pdmodel`.
 
     """
     with tempfile.TemporaryDirectory(prefix="ovseg-source-", dir=scratch) as room:
@@ -76,7 +72,7 @@ def open_source(
             unpacked = Path(room) / "archive"
             unpacked.mkdir()
             found = unpack(found, unpacked)
-        yield _open_folder(found, origin, Path(room), say)
+        yield _open_folder(found, origin)
 
 
 def _locate(source: str, say: Say, progress: Progress | None) -> tuple[Path, str]:
@@ -110,10 +106,10 @@ def _fetch_url(url: str, say: Say, progress: Progress | None) -> Path:
     return path
 
 
-def _open_folder(folder: Path, origin: str, scratch: Path, say: Say) -> PaddleModel:
+def _open_folder(folder: Path, origin: str) -> PaddleModel:
     folder = _find_folder(folder, origin)
     programs = [folder / name for name in ("inference.json", "inference.pdmodel") if (folder / name).is_file()]
-    program = programs[0]  # the newer format needs no translation
+    program = programs[0]  # the newer format needs no translation by Paddle
     parameters, config_path = folder / "inference.pdiparams", folder / "inference.yml"
     for path, holds in ((parameters, "the weights"), (config_path, "the preprocessing and the labels")):
         if not path.is_file():
@@ -126,13 +122,7 @@ def _open_folder(folder: Path, origin: str, scratch: Path, say: Say) -> PaddleMo
         raise ModelError(
             f"{config_path} holds {schema.shown(config)}, not a mapping.", "Use the inference.yml of this model."
         )
-    readable = program
-    if program.suffix == ".pdmodel":
-        say("translating inference.pdmodel to inference.json")
-        readable = scratch / "inference.json"
-        with Host(scratch) as paddle:
-            paddle.translate(program, readable)
-    return PaddleModel(program, readable, parameters, config, config_path, origin)
+    return PaddleModel(program, parameters, config, config_path, origin)
 
 
 def _find_folder(folder: Path, origin: str) -> Path:

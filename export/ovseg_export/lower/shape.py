@@ -271,8 +271,13 @@ def full_batch_size_like(g: Graph, op: Op) -> str:
 
 
 def assign_value(g: Graph, op: Op) -> str:
-    shape = [int(size) for size in op.attributes["shape"]]
-    return g.const(np.asarray(op.attributes["values"], dtype=op.outputs[0].dtype).reshape(shape))
+    """Translated programs mark values that are not set yet by a number (1.77113e27) that no integer type holds."""
+    shape, dtype = [int(size) for size in op.attributes["shape"]], np.dtype(op.outputs[0].dtype)
+    values = op.attributes["values"]
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        values = [min(max(value, limits.min), limits.max) for value in values]
+    return g.const(np.asarray(values, dtype=dtype).reshape(shape))
 
 
 def arange(g: Graph, op: Op) -> str:
