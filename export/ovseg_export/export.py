@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import yaml
 
 from ovseg.cache import ensure_space, models_dir
 from ovseg.download import Progress, file_sha256
-from ovseg.errors import ConfigError, ModelError, OvsError, SaveError
+from ovseg.errors import ConfigError, ModelError, SaveError
 from ovseg.model_folder import open_model_folder
 from ovseg.session import Session
 from ovseg.zoo import load_zoo
@@ -33,8 +33,21 @@ from ovseg_export.split import split_converted
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
+_CALIBRATION_PICTURES = 32
+
 Say = Callable[[str], None]
 Images = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What `export_model` was told."""
+
+    name: str | None
+    opset: int
+    precision: str
+    calibration: str | Path | None
+    images: Images | None
 
 
 def export_model(
@@ -85,9 +98,8 @@ def export_model(
         with open_source(source, scratch=scratch, say=say, progress=received) as model:
             folder = scratch / "folder"
             folder.mkdir(mode=0o755)
-            report = _export(model, folder, scratch, name, opset, images, say)
-        if precision != "fp32":
-            _lower_precision(folder, precision, calibration, say)
+            settings = _Settings(name, opset, precision, calibration, images)
+            report = _export(model, folder, scratch, settings, say)
         place = out_dir
         if not report["passed"]:
             if not allow_mismatch:
@@ -151,27 +163,25 @@ def _export(
     model: PaddleModel,
     folder: Path,
     scratch: Path,
-    name: str | None,
-    opset: int,
-    images: Images | None,
+    settings: _Settings,
     say: Say,
 ) -> dict[str, Any]:
-    """Write the folder of an fp32 model; return the parity report."""
+    """Write everything into `folder`; return the parity report."""
     where = f"{model.origin}: {model.config_path.name}"
-    family, model_name = families.recognise(model.config, where, name)
+    family, model_name = families.recognise(model.config, where, settings.name)
     preprocess = families.read_preprocess(family, model.config, where)
     labels = families.read_labels(family, model.config, where)
-    chosen = feeds.pictures(images)
+    chosen = feeds.pictures(settings.images)
     ensure_space(scratch, model.parameters.stat().st_size)
 
-    say(f"converting {model_name} ({family.name}) to ONNX, opset {opset}")
+    say(f"converting {model_name} ({family.name}) to ONNX, opset {settings.opset}")
     program, parameters = load(model.program)
     input_names = families.input_names(family, program, where)
     shapes = families.dimensions(family, program, input_names)
     converted = convert_program(
         _with_names(program, input_names),
         parameters,
-        opset=opset,
+        opset=settings.opset,
         output_names=families.output_names(family, program, where),
         dimensions=shapes,
     )
@@ -187,10 +197,18 @@ def _export(
     graphs = parity.Graphs(tuple(Session(folder / f"{role}.onnx", "cpu", threads=threads) for role in parts))
     batched = family.batch and isinstance(shapes["image"][0], str)
     cases = list(feeds.cases(preprocess, shapes, chosen, batched=batched))
-    report = parity.prove(
-        family, model.program, model.parameters, input_names, graphs, cases, scratch, say
-    )
+    report = parity.prove(family, model.program, model.parameters, input_names, graphs, cases, scratch, say)
     report = {"name": model_name, **report}
+    if settings.precision != "fp32":
+        say(f"converting to {settings.precision}")
+        single = [case.feeds for case in cases if case.batch == 1]
+        calibration = single
+        if settings.calibration is not None:
+            chosen = feeds.pictures(settings.calibration)[:_CALIBRATION_PICTURES]
+            calibration = [case.feeds for case in feeds.cases(preprocess, shapes, chosen, batched=False)]
+        files, report["precision"] = _convert_precision(
+            parts, folder, settings.precision, calibration, single, family
+        )
     (folder / "parity.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
     facts: dict[str, Any] = {
@@ -209,13 +227,17 @@ def _export(
     facts |= {
         "inputs": _ports(graphs, "inputs"),
         "outputs": _ports(graphs, "outputs"),
-        "opset": opset,
+        "opset": settings.opset,
         "licence": _licence(model_name),
         "source": _source(model),
         "parity": {key: report[key] for key in ("passed", "tolerances", "limits", "worst", "versions")}
         | {"cases": len(report["cases"]), "batch": report["batch"]["proven"], "file": "parity.json"},
     }
-    text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    if settings.precision != "fp32":
+        facts["x-precision"] = report["precision"]
+    text = yaml.safe_dump(
+        json.loads(json.dumps(facts)), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+    )
     (folder / "model.yaml").write_text(text, encoding="utf-8")
     if family.name == "sam":
         _share(folder, files["encoder"], [folder.parents[1], models_dir()], say)
@@ -234,7 +256,9 @@ def _write(part: Converted, path: Path) -> dict[str, Any]:
         # From the path: a graph with external data is more than the checker takes as a message.
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as failure:
-        raise ModelError(f"The exported {path.name} is no valid ONNX: {failure}.", "Report the model.") from failure
+        raise ModelError(
+            f"The exported {path.name} is no valid ONNX: {failure}.", "Report the model."
+        ) from failure
     entries = [_file_entry(file) for file in written]
     return entries[0] | ({"data": entries[1:]} if len(entries) > 1 else {})
 
@@ -292,6 +316,30 @@ def _is_equal(path: Path, entry: Mapping[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == entry["size"] and file_sha256(path) == entry["sha256"]
 
 
-def _lower_precision(folder: Path, precision: str, calibration: str | Path | None, say: Say) -> None:
-    """Make fp16 or int8 of a finished fp32 folder."""
-    raise OvsError(f"The precision {precision} is not built yet.", "Export in fp32.")
+def _convert_precision(
+    parts: Mapping[str, Converted],
+    folder: Path,
+    precision: str,
+    calibration: Sequence[Mapping[str, np.ndarray]],
+    pictures: Sequence[Mapping[str, np.ndarray]],
+    family: Family,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the graphs in another precision over those of fp32; return their entries of `files`, and what was done."""
+    from ovseg_export import precision as precisions
+
+    metric = None
+    if family.compared == "mask_logits":
+        metric = precisions.mask_metric
+    elif family.compared == "embedding":
+        metric = precisions.embedding_metric
+    elif "boxes" in family.outputs:
+        metric = precisions.detection_metric(masks="masks" if "masks" in family.outputs else None)
+    models = {role: part.to_model() for role, part in parts.items()}
+    made, report = precisions.convert_precision(models, precision, calibration, metric=metric, check=pictures)
+    files = {}
+    for role, model in made.items():
+        path = folder / f"{role}.onnx"
+        onnx.save(model, str(path))
+        Session(path, "cpu")
+        files[role] = _file_entry(path)
+    return files, asdict(report)

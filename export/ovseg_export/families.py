@@ -51,11 +51,26 @@ _EMBEDDING = {"cosine": 0.99999}
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
-        Family("sam", ("SAM-",), ("low_res_masks",), "mask_logits", {"logit": 1e-3, "mask_iou": 0.999}, batch=False),
+        Family(
+            "sam",
+            ("SAM-",),
+            ("low_res_masks",),
+            "mask_logits",
+            {"logit": 1e-3, "mask_iou": 0.999},
+            batch=False,
+        ),
         Family("mask_rtdetr", ("Mask-RT-DETR-",), _INSTANCES, "instances", _FOUND, ("DETR",)),
         Family("mask_rcnn", ("MaskRCNN-",), _INSTANCES, "instances", _FOUND, ("RCNN",)),
         Family("cascade_mask_rcnn", ("Cascade-MaskRCNN-",), _INSTANCES, "instances", _FOUND),
-        Family("ppyoloe_seg", ("PP-YOLOE_seg-",), _INSTANCES, "instances", _FOUND, ("PPYOLOE", "YOLO"), batch=False),
+        Family(
+            "ppyoloe_seg",
+            ("PP-YOLOE_seg-",),
+            _INSTANCES,
+            "instances",
+            _FOUND,
+            ("PPYOLOE", "YOLO"),
+            batch=False,
+        ),
         Family(
             "solov2",
             ("SOLOv2",),
@@ -66,9 +81,16 @@ FAMILIES: Mapping[str, Family] = {
             batch=False,
         ),
         Family("picodet", ("PP-ShiTuV2_det",), _DETECTION, "instances", _FOUND, ("GFL", "PicoDet")),
-        Family("shitu_rec", ("PP-ShiTuV2_rec",), ("embedding",), "embedding", _EMBEDDING, inputs={"x": "image"}),
         Family(
-            "clip_vit", ("PP-ShiTuV2_rec_CLIP_vit_",), ("embedding",), "embedding", _EMBEDDING, inputs={"x": "image"}
+            "shitu_rec", ("PP-ShiTuV2_rec",), ("embedding",), "embedding", _EMBEDDING, inputs={"x": "image"}
+        ),
+        Family(
+            "clip_vit",
+            ("PP-ShiTuV2_rec_CLIP_vit_",),
+            ("embedding",),
+            "embedding",
+            _EMBEDDING,
+            inputs={"x": "image"},
         ),
     )
 }
@@ -130,7 +152,9 @@ def input_names(family: Family, program: Program, where: str) -> dict[str, str]:
     by_rank = {port.value.rank: port.name for port in ports}
     prompts = {2: "boxes", 3: "points"}.get(sum(by_rank) - 4)
     if len(ports) != 2 or 4 not in by_rank or prompts is None:
-        raise _wrong_ports(family, where, "inputs", [f"{port.name} {list(port.value.shape)}" for port in ports])
+        raise _wrong_ports(
+            family, where, "inputs", [f"{port.name} {list(port.value.shape)}" for port in ports]
+        )
     return {port.name: "image" if port.value.rank == 4 else prompts for port in ports}
 
 
@@ -207,7 +231,11 @@ def read_preprocess(family: Family, config: Mapping[str, Any], where: str) -> di
             if "size" not in arguments:
                 raise _wrong_key(where, "ResizeImage.size", arguments.get("size"), "height and width")
             # PaddleX takes no notice of `interpolation` and resizes linearly.
-            facts |= {"size": _two(arguments["size"], where, "ResizeImage.size"), "keep_ratio": False, "interp": "linear"}
+            facts |= {
+                "size": _two(arguments["size"], where, "ResizeImage.size"),
+                "keep_ratio": False,
+                "interp": "linear",
+            }
         elif kind == "NormalizeImage":
             facts |= _normalisation(arguments, where)
         elif kind == "PadStride":
@@ -221,7 +249,9 @@ def read_preprocess(family: Family, config: Mapping[str, Any], where: str) -> di
     for key in ("size", "mean"):
         if key not in facts:
             missing = "Resize" if key == "size" else "NormalizeImage"
-            raise ModelError(f"{where}: the preprocessing has no step {missing}.", "Use the model's own file.")
+            raise ModelError(
+                f"{where}: the preprocessing has no step {missing}.", "Use the model's own file."
+            )
     if order.index("NormalizeImage") < max(order.index(k) for k in order if k in ("Resize", "ResizeImage")):
         facts["normalize_first"] = True
     return facts
@@ -260,7 +290,8 @@ def _need(config: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
         expected = {dict: "a mapping", list: "a list"}[kind]
         if key not in config:
             raise ModelError(
-                f"{where}: key '{key}' is missing; it should be {expected}.", "Use the inference.yml of this model."
+                f"{where}: key '{key}' is missing; it should be {expected}.",
+                "Use the inference.yml of this model.",
             )
         raise _wrong_key(where, key, config[key], expected)
     return config[key]

@@ -42,7 +42,9 @@ def pictures(images: str | Path | Sequence[str | Path] | None) -> list[tuple[str
     given: list[tuple[str, np.ndarray]] = []
     if images is not None:
         sources = [images] if isinstance(images, str | Path) else list(images)
-        given = [(str(image.path), image.pixels) for image in read_images([str(source) for source in sources])]
+        given = [
+            (str(image.path), image.pixels) for image in read_images([str(source) for source in sources])
+        ]
     for index, (height, width) in enumerate(TEST_SIZES[: max(0, AT_LEAST - len(given))]):
         given.append((f"synthetic {height}x{width}", synthetic_image(height, width, seed=index + 1)))
     return given
@@ -72,7 +74,9 @@ def cases(
         label, pixels = chosen[0]
         height, width = pixels.shape[:2]
         pair = [pixels, np.ascontiguousarray(pixels[::-1, ::-1])]
-        yield Case(f"{label} and the same turned by 180° ({height}x{width})", _feeds(preprocess, shapes, pair, 0), 2)
+        yield Case(
+            f"{label} and the same turned by 180° ({height}x{width})", _feeds(preprocess, shapes, pair, 0), 2
+        )
 
 
 def _feeds(
@@ -90,7 +94,9 @@ def _feeds(
     made["scale_factor"] = (resized / original).astype(np.float32)
     boxes = np.float32(_BOXES[index % len(_BOXES)]) * np.float32([width, height, width, height])
     made["boxes"] = boxes if isinstance(shapes.get("boxes", [""])[0], str) else boxes[:1]
-    made["points"] = (np.float32(_POINTS[index % len(_POINTS)]) * np.float32([width, height])).reshape(1, 1, 2)
+    made["points"] = (np.float32(_POINTS[index % len(_POINTS)]) * np.float32([width, height])).reshape(
+        1, 1, 2
+    )
     return {name: made[name] for name in shapes}
 
 

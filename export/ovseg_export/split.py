@@ -17,17 +17,15 @@ from ovseg_export.lower.graph import node_graphs, onnx_type
 from ovseg_export.tidy import reads
 
 
-def split(
-    model: ModelProto, image: str = "image", *, at_neck: bool = False
-) -> tuple[ModelProto, ModelProto]:
+def split(model: ModelProto, image: str = "image", *, at_neck: bool = False) -> tuple[ModelProto, ModelProto]:
     """Cut `model` where tensors that depend on `image` alone meet those that depend on another input.
 
     Args:
         model: a graph with shapes inferred or inferable, nodes in topological order.
         image: name of the image input. Every other input belongs to the prompt.
-        at_neck: cut at one tensor, the image encoder's own result, before it is copied for the prompts or added
-            to: so the box and the point model of the same weights have the same encoder, though the point model,
-            whose prompt count is fixed, could compute more of its decoder in advance.
+        at_neck: cut at one tensor, the image encoder's own result, before it is copied for the prompts or
+            added to: so the box and the point model of the same weights have the same encoder, though the
+            point model, whose prompt count is fixed, could compute more of its decoder in advance.
 
     Returns:
         The encoder, from `image` to the cut, and the decoder, from the cut and the other inputs to the
@@ -91,7 +89,11 @@ def _neck(
             for name in reads(nodes[index]) & from_image:
                 needed.add(name)
                 last_use.setdefault(name, index)
-    path = [index for index, node in enumerate(nodes) if needed.intersection(node.output) and reads(node) & from_image]
+    path = [
+        index
+        for index, node in enumerate(nodes)
+        if needed.intersection(node.output) and reads(node) & from_image
+    ]
     start = max((index for index in path if nodes[index].op_type == "Conv"), default=-1)
     live, found = {image}, None
     for index in path:

@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 
 def register(app: typer.Typer) -> None:
     """Add `ovs export` to `app`."""
-    app.command("export", epilog="Example: ovs export SAM-H_box --from ./SAM-H_box_infer.tar --out SAM-H_box")(
-        export
-    )
+    app.command(
+        "export", epilog="Example: ovs export SAM-H_box --from ./SAM-H_box_infer.tar --out SAM-H_box"
+    )(export)
+
+
+MODEL = typer.Argument(help="Model name, as in `ovs models list`, or a Paddle model as --from takes it.")
+SOURCE = typer.Option(
+    "--from",
+    help="Folder, .tar, .tar.gz or .zip, or address with inference.json or inference.pdmodel, "
+    "inference.pdiparams and inference.yml. Left out: the official archive of MODEL.",
+    metavar="DIR|ARCHIVE|URL",
+)
+OUT = typer.Option(help="Folder to make. Left out: the name, here.", metavar="DIR")
+OPSET = typer.Option(help="ONNX operator set, 17 to 21.", metavar="N")
+PRECISION = typer.Option(help="fp32, fp16 or int8.", metavar="NAME")
+CALIBRATION = typer.Option(help="Images that int8 of convolutional models is calibrated on.", metavar="DIR")
+IMAGES = typer.Option(help="Images to compare with Paddle on.", metavar="DIR")
+DEVICE = typer.Option(help="cpu: where the comparison runs.", metavar="DEVICE")
+MISMATCH = typer.Option("--allow-mismatch", help="Keep a model that differs from Paddle, as OUT-mismatch.")
 
 
 def export(
-    model: str = typer.Argument(help="Model name, as in `ovs models list`, or a Paddle model as --from takes it."),
-    source: str | None = typer.Option(
-        None,
-        "--from",
-        help="Folder, .tar, .tar.gz or .zip, or address with inference.json or inference.pdmodel, "
-        "inference.pdiparams and inference.yml. Left out: the official archive of MODEL.",
-        metavar="DIR|ARCHIVE|URL",
-    ),
-    out: Path | None = typer.Option(None, help="Folder to make. Left out: the name, here.", metavar="DIR"),
-    opset: int = typer.Option(17, help="ONNX operator set, 17 to 21.", metavar="N"),
-    precision: str = typer.Option("fp32", help="fp32, fp16 or int8.", metavar="NAME"),
-    calibration: Path | None = typer.Option(
-        None, help="Images that int8 of convolutional models is calibrated on.", metavar="DIR"
-    ),
-    images: Path | None = typer.Option(None, help="Images to compare with Paddle on.", metavar="DIR"),
-    device: str = typer.Option("cpu", help="cpu: where the comparison runs.", metavar="DEVICE"),
-    allow_mismatch: bool = typer.Option(
-        False, "--allow-mismatch", help="Keep a model that differs from Paddle, as OUT-mismatch."
-    ),
+    model: Annotated[str, MODEL],
+    source: Annotated[str | None, SOURCE] = None,
+    out: Annotated[Path | None, OUT] = None,
+    opset: Annotated[int, OPSET] = 17,
+    precision: Annotated[str, PRECISION] = "fp32",
+    calibration: Annotated[Path | None, CALIBRATION] = None,
+    images: Annotated[Path | None, IMAGES] = None,
+    device: Annotated[str, DEVICE] = "cpu",
+    allow_mismatch: Annotated[bool, MISMATCH] = False,
 ) -> None:
     """Turn a Paddle model into an ONNX model folder and prove that it computes the same; print the folder.
 
@@ -76,12 +83,11 @@ def _load_exporter() -> Any:
     from ..errors import MissingExtra
 
     try:
-        from ovseg_export import export_model
+        return importlib.import_module("ovseg_export").export_model
     except ImportError as failure:
         raise MissingExtra(
             f"The export stage cannot be loaded ({failure}).", 'Run `pip install "ovseg[export]"`.'
         ) from failure
-    return export_model
 
 
 def _folder_name(source: str) -> str:
@@ -99,7 +105,12 @@ def _progress() -> Iterator[tuple[Any, Any]]:
 
     def say(message: str) -> None:
         if terminal:
-            print("\r\033[K" + message[: shutil.get_terminal_size().columns - 1], end="", file=sys.stderr, flush=True)
+            print(
+                "\r\033[K" + message[: shutil.get_terminal_size().columns - 1],
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
         else:
             print(message, file=sys.stderr, flush=True)
 
