@@ -34,6 +34,7 @@ from ovseg_export.split import split_converted
 PRECISIONS = ("fp32", "fp16", "int8")
 
 _CALIBRATION_PICTURES = 32
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 Say = Callable[[str], None]
 Images = str | Path | Sequence[str | Path]
@@ -143,7 +144,7 @@ def _beside(out_dir: Path) -> Iterator[Path]:
     try:
         yield scratch
     except OSError as failure:
-        if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if failure.errno not in _NO_ROOM:
             raise
         raise SaveError(
             f"The export cannot be written in {out_dir.parent}: {failure.strerror}.",
