@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ovseg.errors import ModelError
 from ovseg_export.errors import ProgramError
-from ovseg_export.lower import lower_program
+from ovseg_export.lower import lower_program, require_lowerings
 from ovseg_export.lower.graph import onnx_type
 from ovseg_export.params import read_parameters, write_external_data
 from ovseg_export.program import Port, Program, read_program
@@ -133,6 +133,8 @@ def load(source: str | Path) -> tuple[Program, dict[str, np.ndarray]]:
             program = read_program(translate_program(path, Path(folder) / "inference.json"))
     else:
         program = read_program(path)
+    # First of all: what cannot be converted is said before gigabytes are read.
+    require_lowerings(program)
     expected = {name: (value.dtype, value.shape) for name, value in program.parameters.items()}
     return program, read_parameters(parameter_path, expected)
 

@@ -61,6 +61,7 @@ def export_model(
     calibration: str | Path | None = None,
     allow_mismatch: bool = False,
     images: Images | None = None,
+    origin: str | None = None,
     progress: Say | None = None,
     received: Progress | None = None,
 ) -> Path:
@@ -75,6 +76,7 @@ def export_model(
         calibration: folder of images that int8 of convolutional models is calibrated on.
         allow_mismatch: keep a model that differs from Paddle, as `<out_dir>-mismatch`, instead of raising.
         images: pictures, or folders of them, to compare on; synthetic ones fill up to four.
+        origin: what `model.yaml` names as the source; `source` itself if left out.
         progress: told in words what happens.
         received: told the bytes of a download.
 
@@ -97,6 +99,7 @@ def export_model(
     require_paddle()
     with _beside(out_dir) as scratch:
         with open_source(source, scratch=scratch, say=say, progress=received) as model:
+            model = replace(model, origin=origin or model.origin)
             folder = scratch / "folder"
             folder.mkdir(mode=0o755)
             settings = _Settings(name, opset, precision, calibration, images)

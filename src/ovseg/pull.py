@@ -70,7 +70,7 @@ def pull_model(
             if export_model is None:
                 return _install(spec, unpacked)
             notify(f"exporting {name} to ONNX")
-            export_model(unpacked, exported, name=name, progress=notify)
+            export_model(unpacked, exported, name=name, origin=archive.url, progress=notify)
             return _install(spec, exported)
 
 

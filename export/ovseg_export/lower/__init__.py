@@ -53,6 +53,13 @@ def scan(program: Program) -> list[Unsupported]:
     return [Unsupported(name, "no lowering", tuple(places[name])) for name, _ in ranked]
 
 
+def require_lowerings(program: Program) -> None:
+    """Raise UnsupportedOperators, naming every operator that the table lacks, with its place and count."""
+    problems = scan(program)
+    if problems:
+        raise _refusal(problems)
+
+
 def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, opset: int) -> Graph:
     """Emit the whole program.
 
@@ -68,9 +75,7 @@ def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, ops
         UnsupportedOperators: naming every operator, or use of one, that cannot be lowered, with its place and count.
 
     """
-    problems = scan(program)
-    if problems:
-        raise _refusal(problems)
+    require_lowerings(program)
     refused: dict[tuple[str, str], list[str]] = {}
 
     def lower(graph: Graph, op: Op) -> None:
