@@ -108,6 +108,7 @@ def find_program(source: str | Path) -> tuple[Path, Path]:
 
     Raises:
         ProgramError: if there is no program.
+
     """
     source = Path(source)
     if source.is_dir():

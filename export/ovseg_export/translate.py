@@ -39,6 +39,7 @@ def translate_program(source: str | Path, target: str | Path, *, timeout: float 
     Raises:
         MissingExtra: if Paddle is not installed.
         ProgramError: if Paddle cannot translate the program; the last line that it printed is part of the message.
+
     """
     source, target = Path(source), Path(target)
     if not source.is_file():
@@ -52,14 +53,20 @@ def translate_program(source: str | Path, target: str | Path, *, timeout: float 
     command = [sys.executable, "-c", _TRANSLATE, str(source), str(partial)]
     environment = {**os.environ, "GLOG_minloglevel": "2"}
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        )
     except subprocess.TimeoutExpired as error:
         partial.unlink(missing_ok=True)
-        raise ProgramError(f"Paddle took more than {timeout:.0f} s to translate {source}.", "Try again.") from error
+        raise ProgramError(
+            f"Paddle took more than {timeout:.0f} s to translate {source}.", "Try again."
+        ) from error
     if run.returncode != 0 or not partial.is_file():
         partial.unlink(missing_ok=True)
         lines = [line.strip() for line in run.stderr.splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no message")
+        reason = next(
+            (line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no message"
+        )
         raise ProgramError(
             f"Paddle cannot translate {source} (exit {run.returncode}: {reason}).",
             "Export the model again with Paddle 3, as inference.json.",

@@ -421,7 +421,8 @@ def repeat_interleave(g: Graph, op: Op) -> str:
 
 def repeat_by_tensor(g: Graph, op: Op) -> str:
     """Element i appears repeats[i] times (or repeats[0] times, all of them): position p shows the element whose run
-    it falls in, which is the number of runs that end at or before p."""
+    it falls in, which is the number of runs that end at or before p.
+    """
     axis, sizes = op.attributes["axis"], shape_of(op.inputs[0])
     x, repeats = g[op.inputs[0]], g.vector(op.inputs[1])
     if shape_of(op.inputs[1]) in ((), (1,)):
