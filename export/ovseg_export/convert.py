@@ -148,9 +148,11 @@ def convert(
     """Convert a Paddle inference model.
 
     Args:
-        source: folder with `inference.json` or `inference.pdmodel`, and `inference.pdiparams`; or the program itself.
+        source: folder with `inference.json` or `inference.pdmodel`, and `inference.pdiparams`; or the program
+            itself.
         opset: ONNX operator set, 17 to 21.
-        output_names: names of the outputs, in Paddle's order; `output_0`, … if left out. Inputs keep their names.
+        output_names: names of the outputs, in Paddle's order; `output_0`, … if left out. Inputs keep their
+            names.
         dimensions: sizes of an input by its name, to fix or to name what Paddle leaves open.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Turn an `inference.pdmodel` (the format before Paddle 3.0 final) into an `inference.json`, by Paddle itself.
+"""Turn an `inference.pdmodel` (the format before Paddle 3.0) into an `inference.json`, by Paddle itself.
 
 Paddle runs in a process of its own: its translator ends the process on some errors, and its flags are global.
 The parameter file is the same in both formats.
@@ -38,7 +38,8 @@ def translate_program(source: str | Path, target: str | Path, *, timeout: float 
 
     Raises:
         MissingExtra: if Paddle is not installed.
-        ProgramError: if Paddle cannot translate the program; the last line that it printed is part of the message.
+        ProgramError: if Paddle cannot translate the program; the last line that it printed is part of the
+            message.
 
     """
     source, target = Path(source), Path(target)
@@ -46,7 +47,7 @@ def translate_program(source: str | Path, target: str | Path, *, timeout: float 
         raise ProgramError(f"There is no program file {source}.", "Check the path of the model.")
     if importlib.util.find_spec("paddle") is None:
         raise MissingExtra(
-            f"{source.name} is in the format before Paddle 3.0, which only Paddle can read, and Paddle is missing.",
+            f"{source.name} is in the format before Paddle 3.0, which takes Paddle to read: it is missing.",
             "Install it: pip install 'ovseg[export]'.",
         )
     partial = target.with_name(target.name + ".part")

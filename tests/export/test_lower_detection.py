@@ -128,8 +128,8 @@ def test_generate_proposals_of_images_without_any(compare: Compare) -> None:
 
 
 def nms_function(**options: Any) -> Callable[..., Any]:
-    defaults = {"score_threshold": 0.1, "nms_top_k": -1, "keep_top_k": -1, "nms_threshold": 0.5, "normalized": True,
-                "nms_eta": 1.0, "background_label": -1}  # fmt: skip
+    defaults = {"score_threshold": 0.1, "nms_top_k": -1, "keep_top_k": -1, "nms_threshold": 0.5,
+                "normalized": True, "nms_eta": 1.0, "background_label": -1}  # fmt: skip
 
     def function(boxes: Any, scores: Any, rois_num: Any = None) -> Any:
         return paddle._C_ops.multiclass_nms3(boxes, scores, rois_num, *{**defaults, **options}.values())
