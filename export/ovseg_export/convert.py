@@ -108,6 +108,7 @@ def find_program(source: str | Path) -> tuple[Path, Path]:
 
     Raises:
         ProgramError: if there is no program.
+
     """
     source = Path(source)
     if source.is_dir():
@@ -149,9 +150,11 @@ def convert(
     """Convert a Paddle inference model.
 
     Args:
-        source: folder with `inference.json` or `inference.pdmodel`, and `inference.pdiparams`; or the program itself.
+        source: folder with `inference.json` or `inference.pdmodel`, and `inference.pdiparams`; or the program
+            itself.
         opset: ONNX operator set, 17 to 21.
-        output_names: names of the outputs, in Paddle's order; `output_0`, … if left out. Inputs keep their names.
+        output_names: names of the outputs, in Paddle's order; `output_0`, … if left out. Inputs keep their
+            names.
         dimensions: sizes of an input by its name, to fix or to name what Paddle leaves open.
 
     Returns:

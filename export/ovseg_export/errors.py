@@ -13,7 +13,7 @@ class ParameterError(ModelError):
     """A Paddle parameter file that is missing, cut short, or does not fit its program."""
 
 
-class UnsupportedOperators(ModelError):
+class UnsupportedOperators(ModelError):  # noqa: N818 - it is a list of them
     """A Paddle program with operators, or uses of operators, that have no lowering."""
 
 

@@ -17,6 +17,10 @@ ROWS = ((-1, 3), "float32")
 COUNT = ((1,), "int64")
 
 
+# Paddle turns `if` statements on tensors into operators, not conditional expressions: so no SIM108 here.
+# ruff: noqa: SIM108
+
+
 def branch(x: Any, n: Any) -> Any:
     if n > 1:
         y = x * 2
@@ -119,15 +123,24 @@ def selections(x: Any, i: Any) -> Any:
     rows = paddle.unsqueeze(i, 1)
     pairs = paddle.stack([i, paddle.zeros_like(i)], 1)
     return [
-        paddle.gather(x, i), paddle.gather(x, i[:2], axis=1), paddle.gather(x, rows), paddle.gather_nd(x, pairs),
-        paddle.index_select(x, i, 0), paddle.index_sample(x, paddle.zeros_like(x).astype("int64")),
-        paddle.scatter(x, i, x[:3] * 2), paddle.scatter(x, i, x[:3] * 2, overwrite=False),
-        paddle.scatter_nd_add(x, pairs, x[:3, 0]), paddle.take_along_axis(x, rows, 0, broadcast=False),
+        paddle.gather(x, i),
+        paddle.gather(x, i[:2], axis=1),
+        paddle.gather(x, rows),
+        paddle.gather_nd(x, pairs),
+        paddle.index_select(x, i, 0),
+        paddle.index_sample(x, paddle.zeros_like(x).astype("int64")),
+        paddle.scatter(x, i, x[:3] * 2),
+        paddle.scatter(x, i, x[:3] * 2, overwrite=False),
+        paddle.scatter_nd_add(x, pairs, x[:3, 0]),
+        paddle.take_along_axis(x, rows, 0, broadcast=False),
         paddle.put_along_axis(x[:3], rows, x[:3, :1], 1, broadcast=False),
-        paddle.masked_select(x, x > 0), paddle.nonzero(x > 0), paddle.nonzero(x[0] > 0),
-        paddle.index_put(x, [i], x[0]), paddle.index_put(x, [i, i % 3], x[:3, 1], accumulate=True),
+        paddle.masked_select(x, x > 0),
+        paddle.nonzero(x > 0),
+        paddle.nonzero(x[0] > 0),
+        paddle.index_put(x, [i], x[0]),
+        paddle.index_put(x, [i, i % 3], x[:3, 1], accumulate=True),
         paddle.repeat_interleave(x[:3], i + 1, axis=0),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("index", ["int64", "int32"])
@@ -138,10 +151,16 @@ def test_select(index: str, compare: Compare) -> None:
 def sorting(x: Any) -> Any:
     ties = x.round()
     return [
-        *paddle.topk(x, 2), *paddle.topk(x, 2, axis=0, largest=False), *paddle.topk(x, paddle.shape(x)[0] - 2, axis=0),
-        x.sort(0), x.sort(1, descending=True), x.argsort(0), x.argsort(1, descending=True),
-        ties.argsort(0, stable=True), x.astype("int64").sort(0),
-    ]  # fmt: skip
+        *paddle.topk(x, 2),
+        *paddle.topk(x, 2, axis=0, largest=False),
+        *paddle.topk(x, paddle.shape(x)[0] - 2, axis=0),
+        x.sort(0),
+        x.sort(1, descending=True),
+        x.argsort(0),
+        x.argsort(1, descending=True),
+        ties.argsort(0, stable=True),
+        x.astype("int64").sort(0),
+    ]
 
 
 def test_sort(compare: Compare) -> None:

@@ -44,7 +44,9 @@ def test_roi_align(aligned: bool, ratio: int, compare: Compare) -> None:
 @pytest.mark.parametrize("pixel_offset", [False, True])
 def test_distribute_fpn_proposals(pixel_offset: bool, compare: Compare) -> None:
     def function(rois: Any, numbers: Any) -> Any:
-        levels, restore, counts = ops.distribute_fpn_proposals(rois, 2, 5, 4, 224, pixel_offset, rois_num=numbers)
+        levels, restore, counts = ops.distribute_fpn_proposals(
+            rois, 2, 5, 4, 224, pixel_offset, rois_num=numbers
+        )
         return [*levels, restore, *counts]
 
     rng = np.random.default_rng(0)
@@ -63,7 +65,14 @@ def test_distribute_fpn_proposals(pixel_offset: bool, compare: Compare) -> None:
 def proposals(pixel_offset: bool, **options: Any) -> Callable[..., Any]:
     def function(scores: Any, deltas: Any, size: Any, anchors: Any, variances: Any) -> Any:
         rois, probabilities, numbers = ops.generate_proposals(
-            scores, deltas, size, anchors, variances, pixel_offset=pixel_offset, return_rois_num=True, **options
+            scores,
+            deltas,
+            size,
+            anchors,
+            variances,
+            pixel_offset=pixel_offset,
+            return_rois_num=True,
+            **options,
         )
         return rois, probabilities, numbers.astype("int32")  # declared as float32, but written as int32
 
@@ -96,7 +105,9 @@ PROPOSAL_SPECS = [
 @pytest.mark.parametrize("pixel_offset", [False, True])
 @pytest.mark.parametrize(("before", "after"), [(1000, 1000), (50, 9), (2, 1)])
 def test_generate_proposals(pixel_offset: bool, before: int, after: int, compare: Compare) -> None:
-    function = proposals(pixel_offset, pre_nms_top_n=before, post_nms_top_n=after, nms_thresh=0.6, min_size=2.0)
+    function = proposals(
+        pixel_offset, pre_nms_top_n=before, post_nms_top_n=after, nms_thresh=0.6, min_size=2.0
+    )
     huge = proposal_inputs(1)
     huge[1] = huge[1] + 9  # sizes beyond the clipped logarithm
     feeds = [proposal_inputs(1), proposal_inputs(3), proposal_inputs(1, 1, 1), huge]
@@ -107,12 +118,18 @@ def test_generate_proposals_of_images_without_any(compare: Compare) -> None:
     function = proposals(False, pre_nms_top_n=100, post_nms_top_n=10, nms_thresh=0.6, min_size=4.0)
     inputs = proposal_inputs(3)
     inputs[1][1] = -40  # all boxes of the second image shrink to nothing
-    compare(function, PROPOSAL_SPECS, inputs, [a[1:2] if i < 3 else a for i, a in enumerate(inputs)], tolerance=1e-5)
+    compare(
+        function,
+        PROPOSAL_SPECS,
+        inputs,
+        [a[1:2] if i < 3 else a for i, a in enumerate(inputs)],
+        tolerance=1e-5,
+    )
 
 
 def nms_function(**options: Any) -> Callable[..., Any]:
-    defaults = {"score_threshold": 0.1, "nms_top_k": -1, "keep_top_k": -1, "nms_threshold": 0.5, "normalized": True,
-                "nms_eta": 1.0, "background_label": -1}  # fmt: skip
+    defaults = {"score_threshold": 0.1, "nms_top_k": -1, "keep_top_k": -1, "nms_threshold": 0.5,
+                "normalized": True, "nms_eta": 1.0, "background_label": -1}  # fmt: skip
 
     def function(boxes: Any, scores: Any, rois_num: Any = None) -> Any:
         return paddle._C_ops.multiclass_nms3(boxes, scores, rois_num, *{**defaults, **options}.values())
@@ -154,7 +171,9 @@ def test_multiclass_nms_with_boxes_by_class(name: str, compare: Compare) -> None
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
-@pytest.mark.parametrize("options", [{"nms_top_k": 20, "keep_top_k": 15}, {"nms_top_k": -1, "keep_top_k": -1}])
+@pytest.mark.parametrize(
+    "options", [{"nms_top_k": 20, "keep_top_k": 15}, {"nms_top_k": -1, "keep_top_k": -1}]
+)
 def test_matrix_nms(gaussian: bool, options: dict[str, int], compare: Compare) -> None:
     def function(boxes: Any, scores: Any) -> Any:
         return ops.matrix_nms(

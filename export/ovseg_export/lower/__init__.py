@@ -35,7 +35,8 @@ class Unsupported:
 
     def __str__(self) -> str:
         first, more = self.places[0], len(self.places) - 1
-        return f"{self.name} ×{len(self.places)} ({self.reason}; at {first}{f' and {more} more' if more else ''})"
+        others = f" and {more} more" if more else ""
+        return f"{self.name} ×{len(self.places)} ({self.reason}; at {first}{others})"
 
 
 def find_lowering(name: str) -> Lowering | None:
@@ -72,7 +73,8 @@ def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, ops
         The graph: its nodes and constants; `graph[port.value]` names inputs and outputs.
 
     Raises:
-        UnsupportedOperators: naming every operator, or use of one, that cannot be lowered, with its place and count.
+        UnsupportedOperators: naming every operator, or use of one, that cannot be lowered, with its place and
+            count.
 
     """
     require_lowerings(program)

@@ -1,8 +1,8 @@
 """Detection: RoI pooling, proposals, and the several kinds of non-maximum suppression (NMS).
 
-Boxes are [x1, y1, x2, y2]. ONNX's NonMaxSuppression compares as Paddle does (a score counts if it is above the
-threshold, a box goes if its overlap is above the threshold, of equal scores the lower index comes first), and returns
-rows (batch, class, box) in the order of batch, class, falling score.
+Boxes are [x1, y1, x2, y2]. ONNX's NonMaxSuppression compares as Paddle does (a score counts if it is above
+the threshold, a box goes if its overlap is above the threshold, of equal scores the lower index comes first),
+and returns rows (batch, class, box) in the order of batch, class, falling score.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ovseg_export.errors import UnsupportedCase
 from ovseg_export.lower.elementwise import Lowering
 from ovseg_export.lower.graph import Graph
 from ovseg_export.lower.nn import need_channels_first, shape_of
-from ovseg_export.program import Op
+from ovseg_export.program import Op, Value
 
 _LOWEST = float(np.finfo(np.float32).min)
 _BOX_CLIP = float(np.log(1000.0 / 16.0))  # the largest log-size step that generate_proposals takes
@@ -62,13 +62,15 @@ def corners(g: Graph, boxes: str) -> tuple[str, ...]:
 
 
 def distribute_fpn_proposals(g: Graph, op: Op) -> tuple[str | tuple[str, ...], ...]:
-    """Boxes go to the pyramid level that fits their size: floor(refer_level + log2(sqrt(area) / refer_scale)).
+    """Boxes go to the pyramid level that fits their size.
 
-    The logarithm is not taken: a box belongs to level L or above where sqrt(area) / refer_scale >= 2^(L - refer_level),
-    and counting these comparisons is exact at the borders.
+    The level is floor(refer_level + log2(sqrt(area) / refer_scale)) (Feature Pyramid Networks, equation 1).
+
+    The logarithm is not taken: a box belongs to level L or above where its size ratio is at least
+    2^(L - refer_level), and counting these comparisons is exact at the borders.
     """
-    rois, attributes = g[op.inputs[0]], op.attributes
-    low, high, dtype = attributes["min_level"], attributes["max_level"], op.inputs[0].dtype  # type: ignore[union-attr]
+    rois, attributes, dtype = g[op.inputs[0]], op.attributes, op.outputs[0].elements[0].dtype
+    low, high = attributes["min_level"], attributes["max_level"]
     offset = g.const(float(attributes["pixel_offset"]), dtype)
     x1, y1, x2, y2 = corners(g, rois)
     width, height = g.op("Sub", x2, x1), g.op("Sub", y2, y1)
@@ -103,8 +105,8 @@ def distribute_fpn_proposals(g: Graph, op: Op) -> tuple[str | tuple[str, ...], .
 def generate_proposals(g: Graph, op: Op) -> tuple[str, ...]:
     """Decode the best anchors, clip them, drop small ones, and suppress overlaps; image by image.
 
-    An image without any proposal gets one empty box with the score 0. It takes part from the start, with a score that
-    lets it through only then.
+    An image without any proposal gets one empty box with the score 0. It takes part from the start, with a
+    score that lets it through only then.
     """
     a, dtype = op.attributes, "float32"
     if a["eta"] < 1:
@@ -196,8 +198,8 @@ def _inclusive(g: Graph, boxes: str, pixels: bool) -> str:
 def multiclass_nms(g: Graph, op: Op) -> tuple[str, ...]:
     """NMS for each class of each image, then the best `keep_top_k` of each image over all classes.
 
-    Two layouts: scores [images, classes, boxes] with boxes [images, boxes, 4] that all classes share; or scores
-    [rows, classes] with boxes [rows, classes, 4], where `rois_num` says how many rows each image has.
+    Two layouts: scores [images, classes, boxes] with boxes [images, boxes, 4] that all classes share; or
+    scores [rows, classes] with boxes [rows, classes, 4], where `rois_num` says how many rows each image has.
     """
     if op.attributes["nms_eta"] < 1:
         raise UnsupportedCase(f"its overlap threshold adapts (nms_eta {op.attributes['nms_eta']})")
@@ -214,7 +216,7 @@ def multiclass_nms(g: Graph, op: Op) -> tuple[str, ...]:
 
 
 def _suppress(g: Graph, op: Op, boxes: str, scores: str, candidates: int) -> str:
-    """ONNX NMS of boxes [b, n, 4] and scores [b, c, n]; of each class, `nms_top_k` scores take part at most."""
+    """ONNX NMS of boxes [b, n, 4] and scores [b, c, n]; at most `nms_top_k` scores of a class take part."""
     a = op.attributes
     threshold = g.const(a["score_threshold"], np.float32)
     top = a["nms_top_k"]
@@ -247,8 +249,8 @@ def _mask_beyond_best(g: Graph, op: Op, scores: str, threshold: str, top: int) -
                 empty = g.op("Expand", g.const(_LOWEST, np.float32), g.shape(scores))
                 result = g.op("ScatterElements", empty, places, values, axis=2)
             result = g.identity_node(result)
-            types = {result: op.inputs[1]}
-            graphs.append(g.subgraph(nodes, f"best_{label}_{op.index}", (), [result], types))  # type: ignore[arg-type]
+            types = {result: Value(0, "float32", ())}
+            graphs.append(g.subgraph(nodes, f"best_{label}_{op.index}", (), [result], types))
     crowded = g.op("Greater", most, g.const(top, np.int32))
     return g.ops("If", [crowded], 1, then_branch=graphs[0], else_branch=graphs[1])[0]
 
@@ -260,8 +262,8 @@ def _without_background(g: Graph, op: Op, scores: str, classes: int, axis: int) 
         return scores
     if classes < 0:
         raise UnsupportedCase("it has a background class, and a class count known at run time only")
-    mask = np.arange(classes) == background
-    return g.op("Where", g.const(mask.reshape([-1 if i == axis else 1 for i in range(3)])), g.const(_LOWEST, np.float32), scores)  # fmt: skip
+    mask = (np.arange(classes) == background).reshape([-1 if i == axis else 1 for i in range(3)])
+    return g.op("Where", g.const(mask), g.const(_LOWEST, np.float32), scores)
 
 
 def _shared_boxes(g: Graph, op: Op) -> tuple[str, str, str, str, str]:
@@ -282,8 +284,8 @@ def _shared_boxes(g: Graph, op: Op) -> tuple[str, str, str, str, str]:
 def _boxes_by_class(g: Graph, op: Op) -> tuple[str, str, str, str, str]:
     """The same for boxes [rows, classes, 4].
 
-    Classes take the place of ONNX's batch, images that of its classes: each image sees the scores of its own rows only.
-    Paddle orders the result by image, class and row, not by score.
+    Classes take the place of ONNX's batch, images that of its classes: each image sees the scores of its own
+    rows only. Paddle orders the result by image, class and row, not by score.
     """
     boxes, scores = g[op.inputs[0]], g[op.inputs[1]]
     rows, classes = shape_of(op.inputs[1])
@@ -302,7 +304,8 @@ def _boxes_by_class(g: Graph, op: Op) -> tuple[str, str, str, str, str]:
     labels, images, places = (g.gather(name, order) for name in (labels, images, places))
     place = g.concat([g.unsqueeze(places, 1), g.unsqueeze(labels, 1)], 1)
     picked = g.op("GatherND", scores, place)
-    result = g.concat([g.unsqueeze(g.cast(labels, "float32"), 1), g.unsqueeze(picked, 1), g.op("GatherND", boxes, place)], 1)  # fmt: skip
+    columns = [g.unsqueeze(g.cast(labels, "float32"), 1), g.unsqueeze(picked, 1)]
+    result = g.concat([*columns, g.op("GatherND", boxes, place)], 1)
     index = g.op("Add", g.op("Mul", places, class_count), labels)
     return result, picked, index, images, batch
 
@@ -310,8 +313,8 @@ def _boxes_by_class(g: Graph, op: Op) -> tuple[str, str, str, str, str]:
 def _best_of_each_image(g: Graph, scores: str, images: str, batch: str, keep: int) -> str:
     """The rows with the `keep` best scores of each image, in their present order.
 
-    Rows are sorted by score, then by image; TopK leaves equal ones in order, so that the rank in an image is the
-    distance from its first row.
+    Rows are sorted by score, then by image; TopK leaves equal ones in order, so that the rank in an image is
+    the distance from its first row.
     """
     count = g.shape(scores)
     _, by_score = g.ops("TopK", [scores, count], 2, axis=0, largest=1, sorted=1)
@@ -349,7 +352,7 @@ def overlap_matrix(g: Graph, boxes: str, normalized: bool) -> str:
 
 
 def matrix_nms(g: Graph, op: Op) -> tuple[str, ...]:
-    """Scores decay with the overlap with better boxes of the class (SOLOv2, section 3.3), instead of boxes going.
+    """Scores decay with the overlap with better boxes of the class (SOLOv2, section 3.3).
 
     decay of box i = min over better boxes j of f(iou_ij) / f(largest iou of j with a box better than j).
     """
@@ -368,9 +371,7 @@ def matrix_nms(g: Graph, op: Op) -> tuple[str, ...]:
     flat = g.reshape(index, 0, -1)
     taken = g.op("GatherND", boxes, g.unsqueeze(flat, 2), batch_dims=1)
     taken = g.op("Reshape", taken, g.concat([g.shape(index), g.i64(4)]))
-    overlap = g.op(
-        "Trilu", overlap_matrix(g, taken, a["normalized"]), g.const(-1, np.int64), upper=0
-    )  # [.., i, j < i]
+    overlap = g.op("Trilu", overlap_matrix(g, taken, a["normalized"]), g.const(-1, np.int64), upper=0)
     largest = g.unsqueeze(g.reduce("ReduceMax", overlap, [3], False), 2)  # of j, along the last axis
     if a["use_gaussian"]:
         difference = g.op("Sub", g.op("Mul", largest, largest), g.op("Mul", overlap, overlap))

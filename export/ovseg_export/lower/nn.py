@@ -136,7 +136,7 @@ def layer_norm(g: Graph, op: Op) -> str:
 
 
 def group_norm(g: Graph, op: Op) -> str:
-    """Each group is normalised as one channel of an instance normalisation; then scale and bias by channel."""
+    """Normalise each group as one channel of an instance normalisation; then scale and shift by channel."""
     need_channels_first(op)
     x, weight, bias = op.inputs[:3]
     groups, rank, dtype = op.attributes["groups"], len(shape_of(x)), op.outputs[0].dtype
@@ -184,7 +184,7 @@ def addmm(g: Graph, op: Op) -> str:
 
 
 def einsum(g: Graph, op: Op) -> str:
-    names = g.list(op.inputs[0])
+    names = g.parts(op.inputs[0])
     return g.ops("Einsum", names, 1, equation=op.attributes["equation"])[0]
 
 
@@ -246,7 +246,7 @@ def max_pool_with_index(g: Graph, op: Op) -> tuple[str, ...]:
 
 
 def _adaptive_pool(g: Graph, x: str, size: Sequence[int], output: Sequence[int], kind: str) -> str:
-    """Bins of equal size are a plain pooling; others, for the mean, are two products with averaging matrices."""
+    """Bins of equal size are a plain pooling; means of others, two products with averaging matrices."""
     if min(size) < 0:
         raise UnsupportedCase("it is adaptive, and the size of its input is known at run time only")
     if all(n % k == 0 for n, k in zip(size, output, strict=True)):
@@ -280,7 +280,7 @@ def interpolate(kind: str) -> Lowering:
         if len(factors) == 1:
             factors *= dims
         sizes = scales = ""
-        if size_list is not None and g.list(size_list):
+        if size_list is not None and g.parts(size_list):
             sizes = g.vector(size_list)
         elif out_size is not None:
             sizes = g.vector(out_size)
@@ -304,7 +304,8 @@ def interpolate(kind: str) -> Lowering:
         elif kind == "bicubic":
             mode = "half_pixel"
         else:
-            mode = "pytorch_half_pixel"  # it differs from half_pixel for an output of size 1, which Paddle reads at 0
+            # unlike half_pixel it takes an output of size 1 from position 0, as Paddle does
+            mode = "pytorch_half_pixel"
         return g.op(
             "Resize",
             x,
@@ -326,7 +327,7 @@ _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge",
 
 
 def pad3d(g: Graph, op: Op) -> str:
-    """Paddings come as (left, right, top, bottom, front, back) of a 5-D tensor; the pad value is an attribute."""
+    """Paddings come as (left, right, top, bottom, front, back) of a 5-D tensor."""
     mode = _PAD_MODES[op.attributes["mode"]]
     if mode == "wrap" and g.opset < 19:
         raise UnsupportedCase("circular padding needs opset 19")

@@ -118,12 +118,12 @@ def masked_select(g: Graph, op: Op) -> str:
 
 
 def index_put(g: Graph, op: Op) -> str:
-    """x[mask] = value with one boolean mask over the leading axes, or x[i, j, …] = value with integer indices."""
+    """x[mask] = value with a boolean mask over the leading axes, or x[i, j, …] = value with integers."""
     x, value, dtype = op.inputs[0], op.inputs[2], op.outputs[0].dtype
     x_name, value_name = g[x], g[value]
     if value is not None and value.dtype != dtype:
         value_name = g.cast(value_name, dtype)
-    indices, accumulate = g.list(op.inputs[1]), op.attributes["accumulate"]
+    indices, accumulate = g.parts(op.inputs[1]), op.attributes["accumulate"]
     elements = op.inputs[1].elements if op.inputs[1] is not None else ()
     masked = any(element.dtype == "bool" for element in elements)
     if masked and len(indices) > 1:
@@ -169,8 +169,8 @@ def set_value_with_tensor(g: Graph, op: Op) -> str:
 def _assign(g: Graph, op: Op, value: str, value_rank: int, limits: tuple[Value | None, ...]) -> str:
     """Write `value` into a box of x.
 
-    With steps of 1, x is taken apart around the box, one axis after another, and put together again: each element of
-    the box's neighbourhood is copied once an axis. Other steps write through flat indices.
+    With steps of 1, x is taken apart around the box, one axis after another, and put together again: each
+    element of the box's neighbourhood is copied once an axis. Other steps write through flat indices.
     """
     x, shape = g[op.inputs[0]], shape_of(op.inputs[0])
     rank = len(shape)
