@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 from paddle.static import InputSpec
 
@@ -116,7 +116,9 @@ def _calibrate(network: MaskRcnn, batch: paddle.Tensor, background: float) -> No
         calibrate_proposals(network.proposals, features)
         rois, rois_num = network.proposals(features, im_shape)
         every = paddle.concat(rois)
-        calibrate_boxes(network.score, network.delta, network.box_hidden(features, every, rois_num), background)
+        calibrate_boxes(
+            network.score, network.delta, network.box_hidden(features, every, rois_num), background
+        )
         some, some_num = paddle.concat([r[:16] for r in rois]), paddle.full([len(rois)], 16, dtype="int32")
         hidden = network.mask_branch.hidden(network.mask_pooled(features, some, some_num))
         rescale_head(network.mask_branch.logits, network.mask_branch.logits(hidden), mean=0.3, std=3.0)

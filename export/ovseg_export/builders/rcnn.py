@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 from paddle.vision.ops import distribute_fpn_proposals, generate_proposals, roi_align
 
@@ -49,7 +49,9 @@ class Proposals(nn.Layer):
         self.before_nms = 1000 if len(strides) > 1 else 6000
         sizes = [(size,) for size in ANCHOR_SIZES] if len(strides) > 1 else [ANCHOR_SIZES]
         for level, of_level in enumerate(sizes):
-            shapes = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in of_level for ratio in RATIOS]
+            shapes = [
+                (size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in of_level for ratio in RATIOS
+            ]
             cells = [[-w / 2, -h / 2, w / 2, h / 2] for w, h in shapes]
             self.register_buffer(f"cells{level}", paddle.to_tensor(cells, dtype="float32"), persistable=False)
         anchors = len(sizes[0]) * len(RATIOS)
@@ -135,7 +137,9 @@ def pool_rois(
 ) -> paddle.Tensor:
     """RoI features [R, C, side, side]; with several levels each box reads the level of its size."""
     if len(features) == 1:
-        return roi_align(features[0], rois, rois_num, side, 1.0 / strides[0], sampling_ratio=-1, aligned=False)
+        return roi_align(
+            features[0], rois, rois_num, side, 1.0 / strides[0], sampling_ratio=-1, aligned=False
+        )
     of_level, restore, num_of_level = distribute_fpn_proposals(rois, 2, 5, 4, 224, rois_num=rois_num)
     pooled = []
     for level in range(4):
@@ -181,7 +185,10 @@ def clip_columns(
     """Coordinates kept within 0..width and 0..height, stacked along a new last axis."""
     zero = paddle.zeros_like(height)
     x0, x1 = paddle.maximum(paddle.minimum(x0, width), zero), paddle.maximum(paddle.minimum(x1, width), zero)
-    y0, y1 = paddle.maximum(paddle.minimum(y0, height), zero), paddle.maximum(paddle.minimum(y1, height), zero)
+    y0, y1 = (
+        paddle.maximum(paddle.minimum(y0, height), zero),
+        paddle.maximum(paddle.minimum(y1, height), zero),
+    )
     return paddle.stack([x0, y0, x1, y1], axis=-1)
 
 
@@ -298,7 +305,9 @@ def paste_batch(
 ) -> paddle.Tensor:
     """Paste the masks [K, h, w] of all pictures: int32 [K, H, W], -1 outside smaller pictures."""
     sizes = paddle.cast(size_of_row, "int32")
-    result = paddle.zeros([masks.shape[0], paddle.max(sizes[:, 0]), paddle.max(sizes[:, 1])], dtype="int32") - 1
+    result = (
+        paddle.zeros([masks.shape[0], paddle.max(sizes[:, 0]), paddle.max(sizes[:, 1])], dtype="int32") - 1
+    )
     start = 0
     for i in range(count.shape[0]):
         # `start + count[i]` stands there each time: held in a variable it is wrong in Paddle 3.2's PIR loops.
@@ -367,9 +376,7 @@ def calibrate_proposals(proposals: Proposals, features: list[paddle.Tensor]) -> 
     rescale_head(proposals.delta, deltas[level], mean=0.0, std=0.3)
 
 
-def calibrate_boxes(
-    score: nn.Linear, delta: nn.Linear, hidden: paddle.Tensor, background: float
-) -> None:
+def calibrate_boxes(score: nn.Linear, delta: nn.Linear, hidden: paddle.Tensor, background: float) -> None:
     """Class logits ± 2.5 with a background logit around `background`; deltas ± 1.5."""
     rescale_head(score, score(hidden), mean=0.0, std=2.5, channel_axis=1)
     bias = score.bias.numpy()
