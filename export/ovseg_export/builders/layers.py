@@ -117,7 +117,7 @@ class ResNet(nn.Layer):
 
 
 class FeaturePyramid(nn.Layer):
-    """Top-down pyramid (Lin et al. 2017): one map of `width` channels per input, and a coarser one if `extra`."""
+    """Top-down pyramid (Lin et al. 2017): a map of `width` channels per input, a coarser one if `extra`."""
 
     def __init__(self, channels: list[int], width: int, *, extra: bool) -> None:
         super().__init__()
