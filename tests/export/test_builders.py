@@ -67,7 +67,9 @@ class Case:
 
     def feed(self, seed: int) -> dict[str, np.ndarray[Any, Any]]:
         picture = synthetic_image(self.side, self.side, seed=seed)
-        image = network_input([picture], mean=(0,) * 3, std=(1,) * 3) if self.unit else network_input([picture])
+        image = (
+            network_input([picture], mean=(0,) * 3, std=(1,) * 3) if self.unit else network_input([picture])
+        )
         scale = np.array([[self.side / 200, self.side / 160]], np.float32)
         if self.inputs == "box":
             boxes = np.array([[20, 30, 150, 200], [60, 60, 240, 140]], np.float32)
@@ -92,9 +94,14 @@ CASES = {
     "ppyoloe": Case("ppyoloe_seg", "shape", "PP-YOLOE_seg-S", {"image_size": 256}, unit=True),
     "maskrcnn": Case("mask_rcnn", "shape", "MaskRCNN-ResNet50-FPN", {"image_size": [256, 256]}),
     "maskrcnn-c4": Case(
-        "mask_rcnn", "shape", "MaskRCNN-ResNet50", {"image_size": [256, 256], "model_name": "MaskRCNN-ResNet50"}
+        "mask_rcnn",
+        "shape",
+        "MaskRCNN-ResNet50",
+        {"image_size": [256, 256], "model_name": "MaskRCNN-ResNet50"},
     ),
-    "cascade": Case("cascade_mask_rcnn", "shape", "Cascade-MaskRCNN-ResNet50-FPN", {"image_size": [256, 256]}),
+    "cascade": Case(
+        "cascade_mask_rcnn", "shape", "Cascade-MaskRCNN-ResNet50-FPN", {"image_size": [256, 256]}
+    ),
     "solov2": Case("solov2", "shape", "SOLOv2", {"image_size": [256, 256]}),
 }
 INSTANCES = ["rtdetr", "ppyoloe", "maskrcnn", "maskrcnn-c4", "cascade"]
@@ -120,7 +127,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("name", CASES)
 def test_archive_has_the_official_files(name: str, results: Any) -> None:
     folder, _ = results(name)
-    assert sorted(p.name for p in folder.iterdir()) == ["inference.json", "inference.pdiparams", "inference.yml"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "inference.json",
+        "inference.pdiparams",
+        "inference.yml",
+    ]
     config = yaml.safe_load((folder / "inference.yml").read_text())
     assert config["Global"]["model_name"] == CASES[name].model_name
     assert (folder / "inference.pdiparams").stat().st_size < 10e6
@@ -147,7 +158,6 @@ def test_sam_gives_masks_with_inside_and_outside(name: str, results: Any) -> Non
 
 def test_sam_graphs_share_weights(tmp_path: Path) -> None:
     import paddle
-
     from ovseg_export.builders import sam
 
     with paddle.utils.unique_name.guard():
@@ -234,7 +244,11 @@ def test_rcnn_takes_two_pictures_of_different_size(results: Any) -> None:
     image = np.zeros((2, 3, 256, 256), np.float32)
     for i, (height, width) in enumerate(sizes):
         image[i, :, :height, :width] = network_input([synthetic_image(height, width, seed=i)])[0]
-    feed = {"im_shape": np.array(sizes, np.float32), "image": image, "scale_factor": np.full((2, 2), 2, np.float32)}
+    feed = {
+        "im_shape": np.array(sizes, np.float32),
+        "image": image,
+        "scale_factor": np.full((2, 2), 2, np.float32),
+    }
     boxes, count, masks = run_paddle(folder, [feed])[0]
     assert count.shape == (2,)
     assert len(boxes) == len(masks) == count.sum()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 from paddle.static import InputSpec
 

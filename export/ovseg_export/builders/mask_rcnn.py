@@ -1,13 +1,14 @@
-"""MaskRCNN-*: Mask R-CNN (He et al. 2017) on a feature pyramid, or on one map with a shared fifth stage (C4)."""
+"""Mask R-CNN with a feature pyramid, and without one (MaskRCNN-ResNet50, "C4")."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
+from paddle.static import InputSpec
 
 from .archive import Blueprint, write_archive
 from .calibrate import initialise, rescale_head, set_batch_norm_statistics
@@ -31,41 +32,58 @@ from .rcnn import (
     to_original,
 )
 
-BACKBONES = {
-    "MaskRCNN-ResNet50": Backbone(pyramid=False),
-    "MaskRCNN-ResNet50-FPN": Backbone(),
-    "MaskRCNN-ResNet50-vd-FPN": Backbone(vd=True),
-    "MaskRCNN-ResNet101-FPN": Backbone(blocks=(1, 1, 3, 1)),
-    "MaskRCNN-ResNet101-vd-FPN": Backbone(blocks=(1, 1, 3, 1), vd=True),
-    "MaskRCNN-ResNeXt101-vd-FPN": Backbone(blocks=(1, 1, 3, 1), vd=True, groups=4),
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What tells the six official models apart, apart from depth."""
+
+    fpn: bool = True
+    vd: bool = False
+    groups: int = 1
+
+
+VARIANTS = {
+    "MaskRCNN-ResNet50": Variant(fpn=False),
+    "MaskRCNN-ResNet50-FPN": Variant(),
+    "MaskRCNN-ResNet50-vd-FPN": Variant(vd=True),
+    "MaskRCNN-ResNet101-FPN": Variant(),
+    "MaskRCNN-ResNet101-vd-FPN": Variant(vd=True),
+    "MaskRCNN-ResNeXt101-vd-FPN": Variant(vd=True, groups=4),
 }
-"""Per model name; the official depths are (3, 4, 6, 3) and (3, 4, 23, 3), the official groups 64."""
+WIDTHS = {"small": (8, 32, 64), "large": (64, 256, 1024)}
+"""Per size: width of the backbone, of the pyramid and of the box head."""
 
 
-class PyramidNetwork(RegionNetwork):
-    """With a feature pyramid: boxes from two linear layers on 7x7 regions, masks from 14x14 regions."""
+class MaskRcnn(nn.Layer):
+    """im_shape, image, scale_factor → boxes [K, 6], count [N], masks int32 [K, H, W]."""
 
-    def __init__(self, backbone: Backbone, width: int, limits: Limits) -> None:
-        super().__init__(backbone, width, limits)
-        neck = 2 * width
-        self.neck = FeaturePyramid(self.backbone.channels, neck, extra=True)
-        self.strides = list(FPN_STRIDES[:4])
-        self.proposals = ProposalHead(neck, FPN_STRIDES, [[size] for size in ANCHOR_SIZES], limits.proposals)
-        self.hidden = nn.LayerList([nn.Linear(neck * 49, 4 * neck), nn.Linear(4 * neck, 4 * neck)])
-        self.score = nn.Linear(4 * neck, limits.classes + 1)
-        self.delta = nn.Linear(4 * neck, 4 * limits.classes)
-        self.mask_head = MaskHead(neck, limits.classes, 4)
+    def __init__(self, variant: Variant, width: int, fpn_width: int, hidden: int, proposals: int) -> None:
+        super().__init__()
+        self.body = Body(width, fpn_width, fpn=variant.fpn, vd=variant.vd, groups=variant.groups)
+        self.strides, self.fpn = self.body.strides, variant.fpn
+        channels = self.body.width
+        self.proposals = Proposals(channels, self.strides, proposals)
+        self.box_head = BoxHead(channels, hidden) if self.fpn else Res5(channels, width << 3)
+        features = hidden if self.fpn else self.box_head.channels
+        self.score = nn.Linear(features, CLASSES + 1)
+        self.delta = nn.Linear(features, 4 * CLASSES)
+        self.mask_branch = MaskBranch(channels if self.fpn else features, fpn_width, 4 if self.fpn else 0)
 
-    def features(self, image: paddle.Tensor) -> list[paddle.Tensor]:
-        return self.neck(self.backbone(image))
+    def box_hidden(
+        self, features: list[paddle.Tensor], rois: paddle.Tensor, rois_num: paddle.Tensor
+    ) -> paddle.Tensor:
+        """What the score and delta layers read, [R, hidden]."""
+        hidden = self.box_head(pool_rois(features, self.strides, rois, rois_num, 7 if self.fpn else 14))
+        return hidden if self.fpn else paddle.squeeze(F.adaptive_avg_pool2d(hidden, 1), axis=[2, 3])
 
-    def region_vectors(self, features: list[paddle.Tensor], regions: Regions, counts: paddle.Tensor) -> paddle.Tensor:
-        """[R, C] that the box heads read."""
-        x = pool_regions(features, regions, counts, size=7, strides=self.strides)
-        x = paddle.flatten(x, start_axis=1, stop_axis=-1)
-        for layer in self.hidden:
-            x = F.relu(layer(x))
-        return x
+    def mask_pooled(
+        self, features: list[paddle.Tensor], boxes: paddle.Tensor, count: paddle.Tensor
+    ) -> paddle.Tensor:
+        """What the mask branch reads, [K, C, 14, 14] ([K, C, 7, 7] without a pyramid)."""
+        pooled = pool_rois(features, self.strides, boxes, count, 14)
+        return pooled if self.fpn else self.box_head(pooled)
 
     def detections(
         self, features: list[paddle.Tensor], im_shape: paddle.Tensor
@@ -91,85 +109,53 @@ class PyramidNetwork(RegionNetwork):
         return rows, count, paste_batch(masks, rows, count, sizes)
 
 
-class SingleMapNetwork(RegionNetwork):
-    """Without a pyramid: ResNet's fifth stage runs on each 14x14 region, for the boxes and again for the masks."""
-
-    def __init__(self, backbone: Backbone, width: int, limits: Limits) -> None:
-        super().__init__(backbone, width, limits)
-        channels = self.backbone.channels[-1]
-        self.strides = [16]
-        self.proposals = ProposalHead(channels, self.strides, [ANCHOR_SIZES], limits.proposals)
-        stage = [ResidualBlock(channels, 8 * width, 2)]
-        channels = 8 * width * ResidualBlock.expansion
-        stage += [ResidualBlock(channels, 8 * width, 1) for _ in range(backbone.blocks[3] - 1)]
-        self.last_stage = nn.Sequential(*stage)
-        self.score = nn.Linear(channels, limits.classes + 1)
-        self.delta = nn.Linear(channels, 4 * limits.classes)
-        self.mask_head = MaskHead(channels, limits.classes, 0)
-
-    def features(self, image: paddle.Tensor) -> list[paddle.Tensor]:
-        return self.backbone(image)[-1:]
-
-    def region_vectors(self, features: list[paddle.Tensor], regions: Regions, counts: paddle.Tensor) -> paddle.Tensor:
-        """[R, C] that the box heads read."""
-        x = self.last_stage(pool_regions(features, regions, counts, size=14, strides=self.strides))
-        return paddle.squeeze(F.adaptive_avg_pool2d(x, output_size=1), axis=[2, 3])
-
-    def boxes(
-        self, features: list[paddle.Tensor], regions: Regions, counts: paddle.Tensor, im_shape: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor, Regions]:
-        vectors = self.region_vectors(features, regions, counts)
-        return self.delta(vectors), F.softmax(self.score(vectors)), regions
-
-    def mask_features(self, features: list[paddle.Tensor], rows: paddle.Tensor, counts: paddle.Tensor) -> paddle.Tensor:
-        return self.last_stage(super().mask_features(features, rows, counts))
-
-
-def _calibrate(network: PyramidNetwork | SingleMapNetwork, short_side: int, found: float) -> None:
-    pictures = calibration_pictures(short_side)
-    features = spread_proposals(network, pictures)
+def _calibrate(network: MaskRcnn, batch: paddle.Tensor, background: float) -> None:
+    im_shape = paddle.to_tensor([[float(batch.shape[2]), float(batch.shape[3])]] * batch.shape[0])
     with paddle.no_grad():
-        if isinstance(network, SingleMapNetwork):
-            # A residual stage on every region is slow, and the best regions are enough for statistics.
-            keep, network.proposals.keep = network.proposals.keep, 150
-        regions, counts = network.proposals(features, pictures.im_shape)
-        if isinstance(network, SingleMapNetwork):
-            set_batch_norm_statistics(
-                network.last_stage, lambda: network.region_vectors(features, regions, counts)
-            )
-        vectors = network.region_vectors(features, regions, counts)
-        plain = int(counts[-pictures.plain :].sum())
-        spread_boxes([network.score], [network.delta], [vectors], plain, found=found)
-        spread_masks(network, features, pictures.im_shape)
-        if isinstance(network, SingleMapNetwork):
-            network.proposals.keep = keep
+        features = network.body(batch)
+        calibrate_proposals(network.proposals, features)
+        rois, rois_num = network.proposals(features, im_shape)
+        every = paddle.concat(rois)
+        calibrate_boxes(
+            network.score, network.delta, network.box_hidden(features, every, rois_num), background
+        )
+        some, some_num = paddle.concat([r[:16] for r in rois]), paddle.full([len(rois)], 16, dtype="int32")
+        hidden = network.mask_branch.hidden(network.mask_pooled(features, some, some_num))
+        rescale_head(network.mask_branch.logits, network.mask_branch.logits(hidden), mean=0.3, std=3.0)
 
 
 def make(
-    *,
-    seed: int,
-    model_name: str,
-    width: int,
-    short_side: int,
-    long_side: int,
-    batch: int | None,
-    labels: Sequence[str],
-    score_threshold: float,
-    keep_top_k: int,
-    proposals: int,
-    found: float,
+    *, seed: int, model_name: str, size: str, image_size: list[int], proposals: int, background: float
 ) -> Blueprint:
     """Make the network; see `build`."""
-    backbone = BACKBONES[model_name]
-    limits = Limits(len(labels), score_threshold, keep_top_k, proposals)
-    network = (PyramidNetwork if backbone.pyramid else SingleMapNetwork)(backbone, width, limits)
+    network = MaskRcnn(VARIANTS[model_name], *WIDTHS[size], proposals)
     network.eval()
     initialise(network, seed)
-    _calibrate(network, short_side, found)
-    config = region_config(
-        model_name, "RCNN", short_side, long_side, stride=32 if backbone.pyramid else -1, labels=labels
+    batch = paddle.to_tensor(calibration_batch(*image_size))
+    _set_statistics(network, batch)
+    _calibrate(network, batch, background)
+    inputs = (
+        InputSpec([None, 2], "float32", "im_shape"),
+        InputSpec([None, 3, None, None], "float32", "image"),
+        InputSpec([None, 2], "float32", "scale_factor"),
     )
-    return Blueprint(network, region_inputs(batch), config)
+    return Blueprint(network, inputs, rcnn_config(model_name, (image_size[0], image_size[1])))
+
+
+def _set_statistics(network: MaskRcnn, batch: paddle.Tensor) -> None:
+    """Set BatchNorm statistics of the backbone and, without a pyramid, of the stage that runs on RoIs."""
+    set_batch_norm_statistics(network.body, lambda: network.body(batch))
+    if network.fpn:
+        return
+    side = float(batch.shape[2])
+    boxes = paddle.to_tensor([[0.1, 0.1, 0.5, 0.6], [0.2, 0.4, 0.9, 0.8], [0.6, 0.0, 1.0, 0.5]]) * side
+    count = paddle.full([batch.shape[0]], 3, dtype="int32")
+    with paddle.no_grad():
+        features = network.body(batch)
+    rois = boxes.tile([batch.shape[0], 1])
+    set_batch_norm_statistics(
+        network.box_head, lambda: network.box_head(pool_rois(features, network.strides, rois, count, 14))
+    )
 
 
 def build(
@@ -183,38 +169,30 @@ def build(
     proposals: int = 200,
     background: float = 8.0,
 ) -> Path:
-    """Write a Mask R-CNN archive: im_shape, image, scale_factor → boxes [K, 6], count [N], masks [K, H, W].
+    """Write a Mask R-CNN archive.
 
-    A picture without a detection gives one row of score 0, as in the official models.
+    Inputs im_shape [N, 2], image [N, 3, H, W] (multiples of 32), scale_factor [N, 2]; outputs boxes
+    [K, 6], count [N] and masks int32 [K, H', W'] in the largest original size of the batch. At most 100
+    detections a picture; a picture without any gives one row (0, 0, 0, 0, 1, 1).
 
     Args:
         out_dir: Folder to create.
         seed: Decides every weight.
         fmt: `json` or `pdmodel`.
-        model_name: One of `BACKBONES`.
-        width: Channels of the stem; 64 in the official models.
-        short_side: Wanted short side of the input, 800 officially.
-        long_side: Largest long side of the input, 1333 officially.
-        batch: Number of pictures; None leaves it free.
-        labels: Class names.
-        score_threshold: Detections at or below it are dropped; at 1 nothing is ever detected.
-        keep_top_k: Detections of one picture that are kept.
-        proposals: Proposals of one picture that are kept, 1000 officially.
-        found: Share of proposals that beat the background; higher gives more detections.
+        model_name: One of `VARIANTS`.
+        size: `small` or `large`.
+        image_size: Target (short, long) side of the resize step, (800, 1333) in the official models.
+        proposals: Proposals of a picture, 1000 in the official models.
+        background: Logit of the background class; 50 gives no detection, -50 the maximum.
 
     Returns:
         `out_dir`.
     """
     options = {
         "model_name": model_name,
-        "width": width,
-        "short_side": short_side,
-        "long_side": long_side,
-        "batch": batch,
-        "labels": list(labels),
-        "score_threshold": score_threshold,
-        "keep_top_k": keep_top_k,
+        "size": size,
+        "image_size": list(image_size),
         "proposals": proposals,
-        "found": found,
+        "background": background,
     }
     return write_archive("mask_rcnn", out_dir, seed=seed, fmt=fmt, options=options)

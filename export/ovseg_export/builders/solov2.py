@@ -1,11 +1,11 @@
-"""SOLOv2 (Wang et al. 2020): a mask kernel per grid cell, dynamic convolution, matrix NMS in plain operators."""
+"""SOLOv2 (Wang et al. 2020): a mask kernel per grid cell, dynamic convolution, matrix NMS in plain ops."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 from paddle.static import InputSpec
 
@@ -114,7 +114,11 @@ def order(scores: paddle.Tensor, at_most: int) -> paddle.Tensor:
 
 
 def matrix_nms(
-    preds: paddle.Tensor, masks: paddle.Tensor, labels: paddle.Tensor, scores: paddle.Tensor, areas: paddle.Tensor
+    preds: paddle.Tensor,
+    masks: paddle.Tensor,
+    labels: paddle.Tensor,
+    scores: paddle.Tensor,
+    areas: paddle.Tensor,
 ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     """Decay the score of each mask by its overlap with better ones (SOLOv2, section 3.4, Gaussian)."""
     best = order(scores, BEFORE_NMS)
@@ -135,7 +139,11 @@ def matrix_nms(
     index = paddle.squeeze(paddle.nonzero(kept), axis=[1])
     # The last mask is always kept: the operators that follow do not take an empty tensor.
     index = paddle.concat([index, paddle.cast(paddle.shape(scores)[0:1] - 1, "int64")])
-    preds, scores, labels = paddle.gather(preds, index), paddle.gather(scores, index), paddle.gather(labels, index)
+    preds, scores, labels = (
+        paddle.gather(preds, index),
+        paddle.gather(scores, index),
+        paddle.gather(labels, index),
+    )
     best = order(scores, AFTER_NMS)
     return paddle.gather(preds, best), paddle.gather(scores, best), paddle.gather(labels, best)
 
@@ -168,7 +176,9 @@ class Solov2(nn.Layer):
         for logits, kernel in grids:
             peaks = paddle.transpose(keep_peaks(F.sigmoid(logits)), [0, 2, 3, 1])
             heat.append(paddle.reshape(peaks[0], shape=(-1, CLASSES)))
-            kernels.append(paddle.reshape(paddle.transpose(kernel[0], [1, 2, 0]), shape=(-1, self.kernel_width)))
+            kernels.append(
+                paddle.reshape(paddle.transpose(kernel[0], [1, 2, 0]), shape=(-1, self.kernel_width))
+            )
         masks, labels, scores = self._instances(
             paddle.concat(heat), paddle.concat(kernels), features, im_shape[0], scale_factor[0][0]
         )
@@ -186,7 +196,9 @@ class Solov2(nn.Layer):
         found = paddle.where(heat > SCORE_THRESHOLD, heat, paddle.zeros(shape=heat.shape, dtype="float32"))
         found = paddle.nonzero(found)
         # One made-up candidate with score 0 at the end keeps every tensor non-empty.
-        spare = paddle.concat([paddle.cast(paddle.shape(kernels)[0:1], "int64"), paddle.zeros([1], dtype="int64")])
+        spare = paddle.concat(
+            [paddle.cast(paddle.shape(kernels)[0:1], "int64"), paddle.zeros([1], dtype="int64")]
+        )
         found = paddle.concat([found, paddle.unsqueeze(spare, 0)])
         kernels = paddle.concat([kernels, paddle.ones([1, self.kernel_width], dtype="float32")])
         heat = paddle.concat([paddle.reshape(heat, shape=[-1]), paddle.zeros([1], dtype="float32")])
