@@ -114,6 +114,14 @@ def _sizes(value: onnx.ValueInfoProto) -> list[int | str | None]:
     return [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in dims]
 
 
+def select(model: ModelProto, outputs: Sequence[str]) -> ModelProto:
+    """The part of a graph that computes some of its outputs, with all the inputs that the part reads."""
+    kept = [value for value in model.graph.output if value.name in outputs]
+    if len(kept) != len(set(outputs)):
+        raise ValueError(f"the graph has not all of the outputs {list(outputs)}")
+    return _extract(model, model.graph.node, list(model.graph.input), kept)
+
+
 def _reached(nodes: Sequence[NodeProto], start: set[str]) -> set[str]:
     """Names of all tensors computed from `start`."""
     reached = set(start)

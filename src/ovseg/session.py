@@ -114,8 +114,6 @@ class Session:
         ort = import_onnxruntime()
         options = _session_options(ort, threads, optimization)
         self._session, self.device = self._open(ort, model, options, device)
-        self._only_wanted = ort.RunOptions()
-        self._only_wanted.only_execute_path_to_fetches = True
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.inputs = tuple(self._info(node) for node in self._session.get_inputs())
         self.outputs = tuple(self._info(node) for node in self._session.get_outputs())
@@ -131,7 +129,7 @@ class Session:
 
         Args:
             feeds: input name to array; every input of the graph, with the dtype and shape of `inputs`.
-            outputs: names of the outputs wanted; None for all. What only the others need is not computed.
+            outputs: names of the outputs wanted; None for all.
 
         Returns:
             Output name to array, in the order of `outputs`.
@@ -151,8 +149,7 @@ class Session:
             return {}
         try:
             with self._turn:
-                options = None if outputs is None else self._only_wanted
-                arrays = self._session.run(wanted, dict(feeds), options)
+                arrays = self._session.run(wanted, dict(feeds))
         except Exception as error:
             given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
             short_of_memory = isinstance(error, MemoryError) or re.search(

@@ -69,7 +69,11 @@ def edited(built: Path, target: Path, edit: Editor) -> Path:
 
 
 def test_pull_downloads_exports_and_installs(
-    built: Path, tmp_path: Path, home: Path, file_server: FileServer, monkeypatch: pytest.MonkeyPatch,
+    built: Path,
+    tmp_path: Path,
+    home: Path,
+    file_server: FileServer,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = "PP-ShiTuV2_rec"
@@ -77,7 +81,9 @@ def test_pull_downloads_exports_and_installs(
     file_server.files[served] = pack(built / "rec", tmp_path / f"{name}_infer.tar").read_bytes()
     zoo = {
         "format": 1,
-        "sources": {"paddle3.0.0": {"format": "paddle", "url": file_server.url(served).replace(name, "{name}")}},
+        "sources": {
+            "paddle3.0.0": {"format": "paddle", "url": file_server.url(served).replace(name, "{name}")}
+        },
         "preprocess": {},
         "models": {
             name: {

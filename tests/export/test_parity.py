@@ -95,7 +95,11 @@ def test_only_the_lowest_score_may_be_exchanged() -> None:
 @pytest.mark.parametrize("which", ["expected", "found"])
 def test_no_detection_against_some_fails(which: str) -> None:
     some = detections(3)
-    none = {"boxes": np.zeros((0, 6), np.float32), "counts": np.zeros(1, np.int32), "masks": some["masks"][:0]}
+    none = {
+        "boxes": np.zeros((0, 6), np.float32),
+        "counts": np.zeros(1, np.int32),
+        "masks": some["masks"][:0],
+    }
     assert judge("mask_rcnn", none, none) == []
     pair = (none, some) if which == "expected" else (some, none)
     assert any(failure.startswith("unmatched is ") for failure in judge("mask_rcnn", *pair))
@@ -117,7 +121,9 @@ def test_solov2_is_matched_by_class_score_and_mask() -> None:
 def test_embeddings_and_logits() -> None:
     rows = RNG.normal(size=(3, 64)).astype(np.float32)
     assert judge("shitu_rec", {"embedding": rows}, {"embedding": rows * 1.5}) == []
-    (failure,) = judge("shitu_rec", {"embedding": rows}, changed({"embedding": rows}, "embedding", (1, 3), 0.1))
+    (failure,) = judge(
+        "shitu_rec", {"embedding": rows}, changed({"embedding": rows}, "embedding", (1, 3), 0.1)
+    )
     assert failure.startswith("cosine is 0.9")
     logits = RNG.normal(size=(2, 1, 8, 8)).astype(np.float32)
     logits += np.sign(logits) * 0.01
@@ -139,12 +145,16 @@ def test_pictures_without_an_effect_prove_nothing() -> None:
     runs = [parity._Run({"embedding": np.ones((1, 4))}, {}, 0, 0) for _ in range(2)]
     labels = [Case("first", {}, 1), Case("second", {}, 1)]
     assert "nothing is proven" in parity._sameness(labels, runs)[0]
-    assert parity._sameness(labels, [runs[0], replace(runs[1], expected={"embedding": np.zeros((1, 4))})]) == []
+    assert (
+        parity._sameness(labels, [runs[0], replace(runs[1], expected={"embedding": np.zeros((1, 4))})]) == []
+    )
 
 
 def test_a_failed_report_raises_with_the_first_differences() -> None:
     parity.require_parity({"passed": True, "failures": []}, "m")
-    with pytest.raises(ParityError, match=r"ONNX model of m differs from Paddle's: a; b; c; and 2 more") as error:
+    with pytest.raises(
+        ParityError, match=r"ONNX model of m differs from Paddle's: a; b; c; and 2 more"
+    ) as error:
         parity.require_parity({"passed": False, "failures": list("abcde")}, "m")
     assert error.value.exit_code == 1 and "--allow-mismatch" in error.value.cure
 
@@ -178,7 +188,8 @@ def test_cases_have_the_inputs_of_their_family(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "message"), [(None, "not installed"), ("3.3.1", "3.3.1 cannot host"), ("2.6.2", "2.6.2 cannot host")]
+    ("version", "message"),
+    [(None, "not installed"), ("3.3.1", "3.3.1 cannot host"), ("2.6.2", "2.6.2 cannot host")],
 )
 def test_a_paddle_that_cannot_host_is_refused(version: str | None, message: str) -> None:
     assert require_paddle(lambda: "3.2.2") == "3.2.2"

@@ -124,7 +124,11 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("no/such/folder", "no file or folder"), ("rec.tar", "no file or folder"), ("PP-ShiTuV2_rek", "did you mean")],
+    [
+        ("no/such/folder", "no file or folder"),
+        ("rec.tar", "no file or folder"),
+        ("PP-ShiTuV2_rek", "did you mean"),
+    ],
 )
 def test_a_source_that_is_not_there(source: str, message: str) -> None:
     with pytest.raises(ModelError, match=message), open_source(source):
@@ -164,7 +168,12 @@ def test_an_unknown_family_is_refused(config: dict[str, Any]) -> None:
 
 
 RESIZE = {"type": "Resize", "target_size": [480, 640], "keep_ratio": False, "interp": 2}
-NORMALISE = {"type": "NormalizeImage", "is_scale": True, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+NORMALISE = {
+    "type": "NormalizeImage",
+    "is_scale": True,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
 
 
 def test_preprocessing_is_translated() -> None:

@@ -19,9 +19,10 @@ import yaml
 from ovseg.images import read_images
 from ovseg.samples import samples
 from ovseg.session import Session
+from ovseg.stages.resize import normalise_and_pad, resize_long_side
 
 from ovseg_export.convert import convert
-from ovseg_export.split import split
+from ovseg_export.split import select, split
 
 from . import MEAN, SIZE, STD
 from .network import SamTiny
@@ -45,6 +46,8 @@ def load_network(weights: Path) -> SamTiny:
             array = array.T
         if target not in expected or list(expected[target].shape) != list(array.shape):
             raise ValueError(f"{weights}: {name} {array.shape} does not fit the network")
+        if array.ndim == 2:
+            array = array.astype(np.float16).astype(np.float32)  # so that the file can hold them in half
         state[target] = array
     missing = set(expected) - set(state)
     if missing:
@@ -68,22 +71,42 @@ def save_program(network: SamTiny, folder: Path) -> Path:
     return folder
 
 
-def to_onnx(program: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Encoder and decoder of a saved program."""
+def to_onnx(program: Path) -> dict[str, onnx.ModelProto]:
+    """The graphs of a saved program by role: encoder, decoder for one mask, decoder for several."""
     sizes = {
         "point_coords": ("prompts", "points", 2),
         "point_labels": ("prompts", "points"),
         "mask_input": ("masks", 1, LOW, LOW),
         "has_mask_input": ("masks",),
     }
-    return split(convert(program, output_names=OUTPUTS, dimensions=sizes).to_model())
+    encoder, decoder = split(convert(program, output_names=OUTPUTS, dimensions=sizes).to_model())
+    # Two graphs, since ONNX Runtime computes all outputs of a graph, whatever is fetched.
+    parts = {"encoder": encoder, "decoder": select(decoder, OUTPUTS[:2]), "multimask": select(decoder, OUTPUTS[2:])}
+    for part in parts.values():
+        store_in_half(part)
+    return parts
+
+
+def store_in_half(model: onnx.ModelProto) -> None:
+    """Store each matrix that float16 holds without loss as float16, and cast it back when the model loads."""
+    graph = model.graph
+    casts = []
+    for tensor in graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = array.astype(np.float16)
+        if array.dtype == np.float32 and array.ndim == 2 and (half.astype(np.float32) == array).all():
+            name = tensor.name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def frame_of(pixels: np.ndarray) -> np.ndarray:
     """A picture's frame [1, 3, S, S] as the pipeline makes it."""
-    from ovseg.stages.sam import preprocess
-
-    return preprocess(pixels, SIZE, MEAN, STD)
+    return normalise_and_pad(resize_long_side(pixels, SIZE), SIZE, MEAN, STD)
 
 
 def prompts_of(rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -101,16 +124,17 @@ def prompts_of(rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
     }
 
 
-def compare(network: SamTiny, encoder: Path, decoder: Path, pictures: Sequence[np.ndarray]) -> dict[str, float]:
+def compare(network: SamTiny, folder: Path, pictures: Sequence[np.ndarray]) -> dict[str, float]:
     """Run both on every picture; return the largest difference of logits and the least share of equal pixels."""
-    encode, decode = Session(encoder, "cpu"), Session(decoder, "cpu")
+    encode, *decoders = (Session(folder / f"{role}.onnx", "cpu") for role in ("encoder", "decoder", "multimask"))
     rng = np.random.default_rng(0)
     worst, equal, iou = 0.0, 1.0, 0.0
     for pixels in pictures:
         frame, prompt = frame_of(pixels), prompts_of(rng, 8)
         with paddle.no_grad():
             expected = [t.numpy() for t in network(*map(paddle.to_tensor, (frame, *prompt.values())))]
-        got = decode.run({**encode.run({"image": frame}), **prompt})
+        feeds = {**encode.run({"image": frame}), **prompt}
+        got = {name: array for decoder in decoders for name, array in decoder.run(feeds).items()}
         for name, value in zip(OUTPUTS, expected, strict=True):
             difference = float(np.abs(got[name] - value).max())
             if name.endswith("masks"):
@@ -126,13 +150,13 @@ def ship(weights: Path, out: Path, metric: dict[str, object] | None = None) -> d
     network = load_network(weights)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        parts = dict(zip(("encoder", "decoder"), to_onnx(save_program(network, work)), strict=True))
+        parts = to_onnx(save_program(network, work))
         for role, model in parts.items():
             onnx.checker.check_model(model)
             onnx.save(model, str(work / f"{role}.onnx"))
         pictures = [image.pixels for sample in samples() for image in read_images(str(sample.path))]
         pictures += [np.ascontiguousarray(p[:, ::-1][: p.shape[0] // 2]) for p in pictures]
-        figures = compare(network, work / "encoder.onnx", work / "decoder.onnx", pictures)
+        figures = compare(network, work, pictures)
         if figures["mask_logits_max_difference"] > TOLERANCE:
             raise ValueError(f"ONNX and Paddle differ: {figures}")
         files = {}

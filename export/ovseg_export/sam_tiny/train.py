@@ -39,7 +39,7 @@ class Phase:
 
 
 # Small frames first: most of what a promptable segmenter learns does not need resolution.
-PHASES = (Phase(0.30, 256, 8, 8), Phase(0.55, 384, 6, 7), Phase(1.01, SIZE, 4, 7))
+PHASES = (Phase(0.15, 256, 8, 8), Phase(0.50, 384, 6, 7), Phase(1.01, SIZE, 4, 7))
 WARM_UP = 200  # steps
 EMA = 0.998  # decay of the averaged weights, which are the ones that ship
 
@@ -225,6 +225,8 @@ def first_prompts(
     labels[:, 0] = torch.where(is_box, 2.0, 1.0)
     coords[is_box, 1], labels[is_box, 1] = boxes[is_box, 2:], 3.0
     coords[both, 2], labels[both, 2] = points[both], 1.0
+    if random.random() < 0.5:  # as in use: two corners, or one point and padding
+        coords, labels = coords[:, :2], labels[:, :2]
     return coords, labels, is_box
 
 
@@ -242,7 +244,7 @@ def step_loss(
     with torch.autocast("cpu", torch.bfloat16):
         frame = frame.contiguous(memory_format=torch.channels_last)
         embeddings = [e.repeat_interleave(prompts, 0) for e in network.encoder(frame)]
-        rounds = 2 if random.random() < 0.8 else 3
+        rounds = random.choices((1, 2, 3), (0.35, 0.5, 0.15))[0]
         for turn in range(rounds):
             single, iou_1, several, iou_n = network.decode(embeddings, coords, labels, mask_input, has_mask)
             logits = torch.cat([single, several], 1).float()

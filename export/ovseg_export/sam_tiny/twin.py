@@ -32,8 +32,18 @@ class Residual(nn.Module):
         return functional.relu(x + self.second(functional.relu(self.first(x))))
 
 
+def product(x, linear: nn.Linear):
+    """What a linear layer does, but for its bias."""
+    return x @ linear.weight.T
+
+
 class Attention(nn.Module):
-    """Multi-head attention; positions are projected apart, so that constant ones fold into a table."""
+    """Multi-head attention, with biases and positions where they cost nothing once constants are folded.
+
+    Positions are projected apart from what they belong to. The bias of the keys is left out: it adds the same to
+    all weights of a query, which softmax takes away. The bias of the values passes through unchanged, since the
+    weights of a query add up to one.
+    """
 
     def __init__(self, dim: int, heads: int, inner: int | None = None) -> None:
         super().__init__()
@@ -46,12 +56,13 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], self.heads, self.width).transpose(1, 2)
 
     def forward(self, q, k, v, q_position=None, k_position=None):
-        q = self.q(q) if q_position is None else self.q(q) + q_position @ self.q.weight.T
-        k = self.k(k) if k_position is None else self.k(k) + k_position @ self.k.weight.T
-        q, k, v = self.split(q), self.split(k), self.split(self.v(v))
+        bias = self.q.bias if q_position is None else product(q_position, self.q) + self.q.bias
+        q = self.split(product(q, self.q) + bias)
+        k = product(k, self.k) if k_position is None else product(k, self.k) + product(k_position, self.k)
+        k, v = self.split(k), self.split(product(v, self.v))
         weights = functional.softmax(q @ k.transpose(-1, -2) * self.width**-0.5, dim=-1)
-        x = (weights @ v).transpose(1, 2)
-        return self.out(x.reshape(*x.shape[:2], self.heads * self.width))
+        x = (weights @ v).transpose(1, 2).reshape(*q.shape[:1], -1, self.heads * self.width)
+        return product(x, self.out) + (product(self.v.bias, self.out) + self.out.bias)
 
 
 class GlobalBlock(nn.Module):
@@ -80,7 +91,7 @@ class ImageEncoder(nn.Module):
     Shapes [B, T, 128], [B, T, 4 x 32], [B, T, 4, 4 x 16] and [B, T, 16, 4 x 8].
     """
 
-    def __init__(self, widths=(32, 64, 128, 192), depths=(3, 4, 4, 3)) -> None:
+    def __init__(self, widths=(32, 64, 128, 192), depths=(3, 6, 4, 3)) -> None:
         super().__init__()
         self.stem = nn.Sequential(conv_bn(3, 16, 3, 2), nn.ReLU())
         stages, previous = [], 16
@@ -141,7 +152,8 @@ class PromptEncoder(nn.Module):
         self.no_mask = nn.Embedding(1, dim)
 
     def positions(self, xy):
-        angle = (xy * 2.0 - 1.0) @ self.fourier * (2 * math.pi)
+        with torch.autocast("cpu", enabled=False):  # bfloat16 would move a point by pixels
+            angle = (xy * 2.0 - 1.0) @ self.fourier * (2 * math.pi)
         return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
 
     @staticmethod
@@ -210,14 +222,17 @@ class Layer(nn.Module):
         self.token_to_image, self.norm2 = Attention(dim, heads, inner), nn.LayerNorm(dim)
         self.up, self.down, self.norm3 = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
         self.image_to_token, self.norm4 = Attention(dim, heads, inner), nn.LayerNorm(dim)
+        self.spread = nn.Conv2d(dim, dim, 7, 1, 3, groups=dim)
 
-    def forward(self, tokens, prompt, image, grid):
+    def forward(self, tokens, prompt, image, grid, height: int, width: int):
         with_prompt = tokens + prompt
         tokens = self.norm1(tokens + self.self_attention(with_prompt, with_prompt, tokens))
         tokens = self.norm2(tokens + self.token_to_image(tokens + prompt, image, image, k_position=grid))
         tokens = self.norm3(tokens + self.down(functional.relu(self.up(tokens))))
         image = self.norm4(image + self.image_to_token(image, tokens + prompt, tokens, q_position=grid))
-        return tokens, image
+        # Cells learn of an object through its tokens alone; this lets them agree with their neighbours.
+        x = image.transpose(1, 2).reshape(-1, image.shape[2], height, width)
+        return tokens, image + self.spread(x).flatten(2).transpose(1, 2)
 
 
 class MaskDecoder(nn.Module):
@@ -238,12 +253,12 @@ class MaskDecoder(nn.Module):
         prompt = torch.cat([own, prompt], dim=1)
         tokens = prompt
         for layer in self.layers:
-            tokens, image = layer(tokens, prompt, image, grid)
+            tokens, image = layer(tokens, prompt, image, grid, height, width)
         tokens = self.norm(tokens + self.final(tokens + prompt, image, image, k_position=grid))
         # Transposed convolutions of stride 2, as a linear layer on each cell: 32 -> 16 -> 8 -> 4 pixels.
-        x = functional.relu(self.up16(image) + at16).reshape([-1, cells, 4, FINE16])
-        x = functional.relu(self.up8(x) + at8).reshape([-1, cells, 16, FINE8])
-        cells4 = functional.relu(self.up4(x) + at4).reshape([-1, cells * 64, FINE4])
+        x = functional.relu(product(image, self.up16) + (at16 + self.up16.bias)).reshape([-1, cells, 4, FINE16])
+        x = functional.relu(product(x, self.up8) + (at8 + self.up8.bias)).reshape([-1, cells, 16, FINE8])
+        cells4 = functional.relu(product(x, self.up4) + (at4 + self.up4.bias)).reshape([-1, cells * 64, FINE4])
         iou = self.iou2(functional.relu(self.iou1(tokens[:, 0])))
 
         def masks(first: int, last: int):

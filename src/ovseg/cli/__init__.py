@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     try:
         status = build_app()(args=arguments, standalone_mode=False)
+        if status == 130:  # what newer versions of Typer make of Ctrl-C
+            raise KeyboardInterrupt
         return int(status or 0)
     except OvsError as error:
         if debug:

@@ -1,0 +1,125 @@
+"""What all pipelines have in common: devices, reading images, and going on after a bad one."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from ..device import Device, ProviderRequests, resolve_device
+from ..errors import OvsError
+from ..images import DEFAULT_MAX_PIXELS, Image, read_images
+from ..results.base import Result
+from .config import check_keys, whole_number
+
+logger = logging.getLogger("ovseg")
+
+OnError = Callable[[OvsError], None]
+
+
+class Pipeline(ABC):
+    """A pipeline: images in, results out. Safe to use from several threads at once.
+
+    Args:
+        config: configuration; keys that the pipeline does not know are refused.
+        where: how messages name the configuration.
+        device: device of a `predict` that names none.
+        providers: ONNX Runtime execution providers instead of those of the device.
+        provider_options: options of the providers.
+        threads: threads of one operator; None leaves it to ONNX Runtime.
+        optimization: graph optimisation level.
+        max_pixels: images with more pixels are refused; None is the default of `read_images`, 0 no limit.
+    """
+
+    name: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]] = ("pipeline_name", "SubModules", "max_pixels")
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        *,
+        where: str = "The configuration",
+        device: str | Device | None = None,
+        providers: ProviderRequests | None = None,
+        provider_options: Mapping[str, object] | None = None,
+        threads: int | None = None,
+        optimization: str = "all",
+        max_pixels: int | None = None,
+    ) -> None:
+        self._settings = check_keys(config or {}, self.keys, where)
+        if isinstance(device, Device):
+            self.device = device
+        else:
+            self.device = resolve_device(device, providers=providers, provider_options=provider_options)
+        self._session_options: dict[str, Any] = {"threads": threads, "optimization": optimization}
+        max_pixels = self._settings.get("max_pixels") if max_pixels is None else max_pixels
+        self._max_pixels = (
+            DEFAULT_MAX_PIXELS if max_pixels is None else whole_number(max_pixels, "max_pixels", 0)
+        )
+
+    @abstractmethod
+    def predict(self, input: Any, *args: Any, **kwargs: Any) -> Iterator[Result]:
+        """Return an iterator of results, one for each image of `input`, made as they are asked for."""
+
+    def _device(self, device: str | Device | None) -> Device:
+        """Return the device of one call: the pipeline's own where none is named."""
+        if device is None:
+            return self.device
+        return device if isinstance(device, Device) else resolve_device(device)
+
+    def _results(
+        self, source: Any, make_result: Callable[[Image], Result], on_error: OnError | None
+    ) -> Iterator[Result]:
+        """Yield the result of each image; one that fails is reported and the rest goes on.
+
+        Where the source is one image and no more, there is no rest: its error is raised.
+
+        Args:
+            source: what `read_images` takes.
+            make_result: makes one image's result, or raises an OvsError that concerns this image alone.
+            on_error: gets the error of each bad image, also of an only one; None logs a warning.
+        """
+        errors = _Errors(on_error)
+        for image in read_images(source, on_error=errors.add, max_pixels=self._max_pixels):
+            try:
+                result = make_result(image)
+            except OvsError as error:
+                errors.add(error)
+                continue
+            finally:
+                del image
+            errors.not_alone()
+            yield result
+            del result
+        errors.finish()
+
+
+class _Errors:
+    """Reports the errors of a stream, holding the first back until it is known not to be the only item."""
+
+    def __init__(self, on_error: OnError | None) -> None:
+        self._report = _log if on_error is None else on_error
+        self._only: OvsError | None = None
+        self._may_be_only = on_error is None
+
+    def add(self, error: OvsError) -> None:
+        if self._may_be_only and self._only is None:
+            self._only = error
+        else:
+            self.not_alone()
+            self._report(error)
+
+    def not_alone(self) -> None:
+        self._may_be_only = False
+        if self._only is not None:
+            only, self._only = self._only, None
+            self._report(only)
+
+    def finish(self) -> None:
+        if self._only is not None:
+            raise self._only
+
+
+def _log(error: OvsError) -> None:
+    logger.warning("%s", error)

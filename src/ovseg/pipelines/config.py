@@ -1,0 +1,78 @@
+"""A pipeline's configuration: PaddleX's YAML layout, with a few keys of our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+# Keys of PaddleX that choose among Paddle's engines or say what we know already.
+IGNORED = frozenset(
+    {"use_hpip", "hpi_config", "engine", "engine_config", "pp_option", "module_name", "batch_size"}
+)
+
+
+def load_config(source: Any) -> tuple[dict[str, Any], str]:
+    """Read a configuration.
+
+    Args:
+        source: a mapping, or the path of a YAML file.
+
+    Returns:
+        The configuration, and how messages name it.
+
+    Raises:
+        ConfigError: if the file cannot be read or does not hold a mapping.
+    """
+    if isinstance(source, Mapping):
+        return dict(source), "The configuration"
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            f"A configuration of type {type(source).__name__} cannot be used.",
+            "Give a dict or the path of a YAML file.",
+        )
+    path = Path(source)
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} could not be read: {error.strerror}.", "Check the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first_line = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not YAML: {first_line}.", "Correct the file.") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(
+            f"{path} does not hold a mapping of keys to values.", "`ovs config` writes one to start from."
+        )
+    return loaded, str(path)
+
+
+def check_keys(mapping: Any, known: Collection[str], where: str) -> dict[str, Any]:
+    """Return `mapping` without the keys that are ignored.
+
+    Raises:
+        ConfigError: if it is no mapping or holds a key that is not known.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where} does not hold a mapping of keys to values.", "Correct the file.")
+    for key in mapping:
+        if key not in known and key not in IGNORED:
+            raise ConfigError(
+                f"{where} has the key {key!r}, which is not known.", f"Known keys: {', '.join(known)}."
+            )
+    return {key: value for key, value in mapping.items() if key in known}
+
+
+def whole_number(value: Any, what: str, least: int) -> int:
+    """Return `value` if it is an int of at least `least`.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{what} is {value!r}.", f"Give a whole number of at least {least}.")
+    return value

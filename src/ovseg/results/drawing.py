@@ -1,0 +1,122 @@
+"""Drawing masks and prompts on an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL.Image
+
+# Colours (R, G, B) that keep apart from each other and from most pictures; the i-th object has the i-th
+# colour, so that a picture is the same each time it is made.
+PALETTE = (
+    (230, 57, 70),
+    (46, 134, 222),
+    (38, 171, 88),
+    (250, 166, 26),
+    (155, 81, 224),
+    (0, 184, 190),
+    (240, 98, 160),
+    (140, 120, 20),
+    (90, 110, 250),
+    (255, 112, 67),
+    (124, 179, 66),
+    (180, 80, 50),
+)
+_OPACITY = 0.45
+
+
+def colour_of(index: int) -> tuple[int, int, int]:
+    """Return the colour (R, G, B) of the object `index`."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def draw_prompted_masks(
+    pixels: np.ndarray, masks: Sequence[np.ndarray], mask_infos: Sequence[Mapping[str, Any]]
+) -> PIL.Image.Image:
+    """Draw masks with their outlines, then the prompts above them.
+
+    Lines and letters grow with the image, so that a picture of 4000 pixels reads as one of 640.
+
+    Args:
+        pixels: HxWx3 uint8 BGR; not changed.
+        masks: HxW arrays of 0 and 1 (8-bit or bool).
+        mask_infos: for each mask its `label` and `prompt`.
+    """
+    canvas = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    scale = max(canvas.shape[:2]) / 640
+    thickness = max(1, round(1.5 * scale))
+    for i, mask in enumerate(masks):
+        _draw_mask(canvas, np.ascontiguousarray(mask).view(np.uint8), colour_of(i), thickness)
+    for i, info in enumerate(mask_infos):
+        if info["label"] == "box_prompt":
+            _draw_box(canvas, info["prompt"], f"box {i + 1}", colour_of(i), thickness, scale)
+        else:
+            _draw_points(canvas, info, colour_of(i), scale)
+    return PIL.Image.fromarray(canvas)
+
+
+def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], thickness: int) -> None:
+    x, y, width, height = cv2.boundingRect(mask)
+    if width == 0:
+        return
+    # Only the part of the picture that the mask covers is touched.
+    part, part_mask = canvas[y : y + height, x : x + width], mask[y : y + height, x : x + width]
+    painted = np.full_like(part, colour)
+    cv2.addWeighted(painted, _OPACITY, part, 1 - _OPACITY, 0, dst=painted)
+    cv2.copyTo(painted, part_mask, part)
+    contours, _ = cv2.findContours(part_mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(canvas, contours, -1, colour, thickness, cv2.LINE_AA, offset=(x, y))
+
+
+def _draw_box(
+    canvas: np.ndarray,
+    box: Sequence[float],
+    text: str,
+    colour: tuple[int, int, int],
+    thickness: int,
+    scale: float,
+) -> None:
+    height, width = canvas.shape[:2]
+    limits = (width - 1, height - 1, width - 1, height - 1)
+    x1, y1, x2, y2 = (int(min(max(value, 0), limit)) for value, limit in zip(box, limits, strict=True))
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
+    font, font_scale, font_thickness = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * scale, max(1, round(scale))
+    (text_width, text_height), below = cv2.getTextSize(text, font, font_scale, font_thickness)
+    pad = max(1, round(2 * scale))
+    # Above the box, or inside it where there is no room above.
+    top = y1 - text_height - below - pad
+    top = top if top >= 0 else y1
+    left = min(x1, max(0, width - text_width - 2 * pad))
+    cv2.rectangle(
+        canvas,
+        (left, top),
+        (left + text_width + 2 * pad, top + text_height + below + pad),
+        colour,
+        cv2.FILLED,
+    )
+    cv2.putText(
+        canvas,
+        text,
+        (left + pad, top + text_height + pad),
+        font,
+        font_scale,
+        (255, 255, 255) if sum(colour) < 420 else (0, 0, 0),
+        font_thickness,
+        cv2.LINE_AA,
+    )
+
+
+def _draw_points(
+    canvas: np.ndarray, info: Mapping[str, Any], colour: tuple[int, int, int], scale: float
+) -> None:
+    points = np.asarray(info["prompt"], dtype=float).reshape(-1, 2)
+    labels = info.get("point_labels", [1] * len(points))
+    radius = max(2, round(4 * scale))
+    for (x, y), label in zip(points, labels, strict=True):
+        centre = (int(x), int(y))
+        # A point inside the object is a filled disc, one outside it a ring.
+        cv2.circle(canvas, centre, radius + max(1, radius // 3), (255, 255, 255), cv2.FILLED, cv2.LINE_AA)
+        cv2.circle(canvas, centre, radius, colour, cv2.FILLED if label else max(1, radius // 2), cv2.LINE_AA)

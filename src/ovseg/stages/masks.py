@@ -1,0 +1,87 @@
+"""From mask logits to masks of the image, and masks as run lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from .resize import long_side_shape
+
+
+def upsample_masks(
+    low_res_masks: np.ndarray,
+    size: int,
+    height: int,
+    width: int,
+    *,
+    threshold: float = 0.0,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Turn SAM's low-resolution logits into masks of the image.
+
+    Twice bilinear, with half-pixel centres (`align_corners=False`): to the network's frame of `size`x`size`,
+    from which the padding is cropped, and from there to the image. Only then are the logits compared with
+    `threshold`.
+
+    Args:
+        low_res_masks: NxLxL float32 logits.
+        size: side of the network's input frame, in pixels.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
+        threshold: a pixel belongs to the mask if its logit is greater.
+        out: NxHxW bool array to write to.
+
+    Returns:
+        NxHxW int8 of 0 and 1.
+    """
+    count, low_height, low_width = low_res_masks.shape
+    masks = np.empty((count, height, width), dtype=bool) if out is None else out
+    cropped_height, cropped_width = long_side_shape(height, width, size)
+    frame_height, frame_width = size, size
+    if low_height == low_width and size % low_width == 0:
+        # A whole factor lets us leave out the padding before the first resize rather than after it. One more
+        # row and column than needed keeps every pixel that is left the same.
+        factor = size // low_width
+        low_height = min(low_height, -(-cropped_height // factor) + 1)
+        low_width = min(low_width, -(-cropped_width // factor) + 1)
+        frame_height, frame_width = low_height * factor, low_width * factor
+    # One buffer for all masks: fresh memory for each costs more than the arithmetic.
+    frame = np.empty((frame_height, frame_width), dtype=np.float32)
+    logits = np.empty((height, width), dtype=np.float32)
+    for low, mask in zip(low_res_masks[:, :low_height, :low_width], masks, strict=True):
+        cv2.resize(low, (frame_width, frame_height), dst=frame, interpolation=cv2.INTER_LINEAR)
+        cropped = frame[:cropped_height, :cropped_width]
+        cv2.resize(cropped, (width, height), dst=logits, interpolation=cv2.INTER_LINEAR)
+        np.greater(logits, threshold, out=mask)
+    return masks.view(np.int8)
+
+
+def encode_rle(masks: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Encode masks as COCO's compressed run lengths.
+
+    Args:
+        masks: HxW arrays of 0 and 1 (bool or 8-bit).
+
+    Returns:
+        One `{"size": [H, W], "counts": str}` for each mask.
+    """
+    encoded = []
+    for mask in masks:
+        # COCO counts down the columns; OpenCV transposes faster than numpy copies to Fortran order.
+        columns = cv2.transpose(np.ascontiguousarray(mask).view(np.uint8))
+        rle = coco_mask.encode(columns.T)
+        encoded.append({"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")})
+    return encoded
+
+
+def decode_rle(encoded: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+    """Decode what `encode_rle` returns.
+
+    Returns:
+        One HxW int8 array of 0 and 1 for each mask.
+    """
+    return [np.ascontiguousarray(coco_mask.decode(dict(rle))).view(np.int8) for rle in encoded]

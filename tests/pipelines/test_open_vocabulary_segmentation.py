@@ -1,0 +1,432 @@
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from sam_graphs import write_folder
+
+from ovseg import create_pipeline
+from ovseg.errors import ConfigError, DeviceUnavailable, ImageError, ModelError, PromptError
+from ovseg.pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
+from ovseg.pipelines.sam import SamModel
+from ovseg.session import Session
+
+BOXES = [[20, 10, 120, 90.5], [100, 60, 159, 119]]
+POINTS = [[80, 60], [40, 30]]
+
+Make = Callable[..., OpenVocabularySegmentationPipeline]
+
+
+@pytest.fixture
+def make(sam_folders: dict[str, Path]) -> Make:
+    def make(kind: str = "general", **options: Any) -> OpenVocabularySegmentationPipeline:
+        options = {"device": "cpu", "model_dir": sam_folders[kind], "threads": 1} | options
+        pipeline = create_pipeline("open_vocabulary_segmentation", **options)
+        assert isinstance(pipeline, OpenVocabularySegmentationPipeline)
+        return pipeline
+
+    return make
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the images that went through an encoder."""
+    seen = []
+    embed = SamModel.embed
+
+    def counting(self: SamModel, pixels: np.ndarray) -> Any:
+        seen.append(pixels.shape)
+        return embed(self, pixels)
+
+    monkeypatch.setattr(SamModel, "embed", counting)
+    return seen
+
+
+def box_mask(box: list[float], height: int = 120, width: int = 160) -> np.ndarray:
+    y, x = np.mgrid[:height, :width] + 0.5
+    return (x > box[0]) & (x < box[2]) & (y > box[1]) & (y < box[3])
+
+
+def disc_mask(point: list[float], height: int = 120, width: int = 160) -> np.ndarray:
+    y, x = np.mgrid[:height, :width] + 0.5
+    radius = 12 * max(height, width) / 64
+    return np.hypot(x - point[0], y - point[1]) < radius
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(bool), b.astype(bool)
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.mark.parametrize("kind", ["general", "one_mask", "boxes"])
+def test_boxes_give_a_mask_each(make: Make, kind: str, image_file: Path) -> None:
+    (result,) = make(kind).predict(str(image_file), BOXES, "box")
+    assert list(result) == ["input_path", "page_index", "prompts", "masks", "mask_infos"]
+    assert result["input_path"] == str(image_file) and result["page_index"] is None
+    assert result["prompts"] == {"box_prompt": BOXES}
+    assert result["mask_infos"] == [{"label": "box_prompt", "prompt": box} for box in BOXES]
+    assert len(result["masks"]) == 2
+    for mask, box in zip(result["masks"], BOXES, strict=True):
+        assert mask.shape == (120, 160) and mask.dtype == np.int8
+        assert iou(mask, box_mask(box)) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["general", "one_mask", "points"])
+def test_points_give_a_mask_each(make: Make, kind: str, pixels: np.ndarray) -> None:
+    (result,) = make(kind).predict(pixels, prompt=POINTS, prompt_type="point")
+    assert result["input_path"] is None
+    assert [info["label"] for info in result["mask_infos"]] == ["point_prompt"] * 2
+    for mask, point in zip(result["masks"], POINTS, strict=True):
+        assert iou(mask, disc_mask(point)) > 0.9
+
+
+def test_fixed_decoders_agree_with_the_general_one(make: Make, pixels: np.ndarray) -> None:
+    general = make()
+    for kind, prompts, prompt_type in (("boxes", BOXES, "box"), ("points", POINTS, "point")):
+        (one,) = general.predict(pixels, prompts, prompt_type)
+        (other,) = make(kind).predict(pixels, prompts, prompt_type)
+        assert np.array_equal(one["masks"], other["masks"])
+
+
+def test_the_mask_depends_on_the_image(make: Make, pixels: np.ndarray) -> None:
+    pipeline = make()
+    bright = [next(pipeline.predict(image, BOXES))["masks"][0].sum() for image in (pixels, pixels + 100)]
+    assert bright[1] > bright[0]
+
+
+def test_prompts_in_batches_are_prompts_one_by_one(make: Make, pixels: np.ndarray) -> None:
+    rng = np.random.default_rng(3)
+    boxes = np.sort(rng.uniform(0, 100, (21, 2, 2)), axis=1).reshape(-1, 4)
+    boxes[:, 2:] += 20
+    whole = next(make(prompt_batch=8).predict(pixels, boxes))["masks"]
+    single = make(prompt_batch=1)
+    for box, mask in zip(boxes, whole, strict=True):
+        assert np.array_equal(next(single.predict(pixels, [box]))["masks"][0], mask)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "prompt_type", "cure"),
+    [("boxes", POINTS, "point", "SAM-H_point"), ("points", BOXES, "box", "SAM-H_box")],
+)
+def test_wrong_kind_of_prompt_names_the_right_model(
+    make: Make, pixels: np.ndarray, kind: str, prompt: Any, prompt_type: str, cure: str
+) -> None:
+    with pytest.raises(PromptError, match=f"test-{kind}.*{cure}"):
+        make(kind).predict(pixels, prompt, prompt_type)
+
+
+def test_bad_prompts_raise_before_the_first_image_is_read(make: Make) -> None:
+    pipeline = make()
+    for prompt, prompt_type in ((None, None), ([[1, 2, 3]], "box"), (BOXES, "text")):
+        with pytest.raises(PromptError):
+            pipeline.predict("no/such/file.jpg", prompt, prompt_type)
+
+
+def test_predict_is_lazy(make: Make, encoded: list[Any], pixels: np.ndarray) -> None:
+    results = make().predict((pixels for _ in range(10**9)), BOXES)
+    assert not encoded
+    next(results)
+    next(results)
+    assert len(encoded) <= 2
+
+
+# Errors of one image.
+
+
+def test_an_only_bad_image_raises(make: Make, tmp_path: Path) -> None:
+    pipeline = make()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    for source in ("no.jpg", ["no.jpg"], tmp_path / "empty", tmp_path / "bad.jpg", [tmp_path / "bad.jpg"]):
+        with pytest.raises(ImageError):
+            list(pipeline.predict(source, BOXES))
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_bad_image_of_several_is_reported_and_the_rest_goes_on(
+    make: Make, image_file: Path, pixels: np.ndarray, order: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    source: list[Any] = [image_file, pixels]
+    source.insert(order, "no/such.jpg")
+    with caplog.at_level(logging.WARNING, "ovseg"):
+        results = list(make().predict(source, BOXES))
+    assert [result["input_path"] for result in results] == [str(image_file), None]
+    assert [record.getMessage() for record in caplog.records] == [caplog.messages[0]]
+    assert "no/such.jpg does not exist" in caplog.text
+
+
+def test_all_bad_images_are_reported(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "ovseg"):
+        assert list(make().predict(["a.jpg", "b.jpg", "c.jpg"], BOXES)) == []
+    assert [message.split()[0] for message in caplog.messages] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_on_error_gets_every_error(make: Make, pixels: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    errors: list[Exception] = []
+    assert list(make().predict("no.jpg", BOXES, on_error=errors.append)) == []
+    assert len(list(make().predict([pixels[:5, :5], pixels], BOXES, on_error=errors.append))) == 1
+    assert [type(error) for error in errors] == [ImageError, PromptError]
+    assert "5x5 pixels" in str(errors[1]) and not caplog.records
+
+
+def test_a_prompt_outside_an_only_image_raises(make: Make, image_file: Path) -> None:
+    with pytest.raises(PromptError, match=r"a\.png \(160x120 pixels\)"):
+        list(make().predict(image_file, [[200, 0, 300, 50]]))
+
+
+# The embedding.
+
+
+def test_the_same_image_is_encoded_once(
+    make: Make, encoded: list[Any], image_file: Path, pixels: np.ndarray
+) -> None:
+    pipeline = make(embedding_cache=2)
+    for prompt, prompt_type in ((BOXES, "box"), (POINTS, "point"), (BOXES[:1], "box")):
+        list(pipeline.predict([image_file, pixels.copy()], prompt, prompt_type))
+    assert len(encoded) == 1
+
+
+def test_the_cache_forgets_the_oldest(make: Make, encoded: list[Any], pixels: np.ndarray) -> None:
+    pipeline = make(embedding_cache=2)
+    images = [pixels, pixels + 1, pixels + 2]
+    list(pipeline.predict([*images[:2], images[0], images[2], images[0], images[1]], BOXES))
+    assert len(encoded) == 4
+
+
+def test_a_cached_embedding_is_of_the_same_shape(make: Make, encoded: list[Any]) -> None:
+    black = np.zeros((60, 80, 3), np.uint8)
+    first, second = make().predict([black, black.reshape(80, 60, 3)], [[0, 0, 50, 50]])
+    assert first["masks"][0].shape == (60, 80) and second["masks"][0].shape == (80, 60)
+    assert len(encoded) == 2
+
+
+def test_no_cache(make: Make, encoded: list[Any], pixels: np.ndarray) -> None:
+    list(make(embedding_cache=0).predict([pixels, pixels], BOXES))
+    assert len(encoded) == 2
+
+
+def test_an_open_image_is_encoded_once(make: Make, encoded: list[Any], image_file: Path) -> None:
+    pipeline = make(embedding_cache=0)
+    with pipeline.open(image_file) as image:
+        by_box = image.segment(boxes=BOXES)
+        by_point = image.segment(points=POINTS, mask_format="rle")
+    assert len(encoded) == 1
+    assert by_box.json == next(pipeline.predict(image_file, BOXES)).json
+    assert by_point.json == next(pipeline.predict(image_file, POINTS, "point", mask_format="rle")).json
+    with pytest.raises(ConfigError, match="closed"):
+        image.segment(boxes=BOXES)
+
+
+def test_labels_of_points(make: Make, pixels: np.ndarray) -> None:
+    with make().open(pixels) as image:
+        together = image.segment(points=[[50, 60], [70, 60]], labels=[1, 1])
+        without = image.segment(points=[[50, 60], [70, 60]], labels=[1, 0])
+        groups = image.segment(points=[[[50, 60], [70, 60]], [[50, 60]]], labels=[[1, 0], [1]])
+        alone = image.segment(points=[[50, 60]])
+    assert len(together["masks"]) == len(without["masks"]) == 1
+    union = disc_mask([50, 60]) | disc_mask([70, 60])
+    assert iou(together["masks"][0], union) > 0.9
+    assert iou(without["masks"][0], disc_mask([50, 60]) & ~disc_mask([70, 60])) > 0.7
+    assert np.array_equal(groups["masks"][0], without["masks"][0])
+    assert np.array_equal(groups["masks"][1], alone["masks"][0])
+    assert groups["mask_infos"][0]["point_labels"] == [1, 0]
+
+
+def test_what_open_images_refuse(make: Make, sam_folders: dict[str, Path], pixels: np.ndarray) -> None:
+    with make("points").open(pixels) as image:
+        for prompts, message in (
+            ({}, "No prompt was given"),
+            ({"boxes": BOXES, "points": POINTS}, "Both boxes and points"),
+            ({"boxes": BOXES, "labels": [1]}, "Labels were given with boxes"),
+            ({"boxes": BOXES}, "test-points takes point prompts"),
+            ({"points": POINTS, "labels": [1, 0]}, "takes one point for each mask"),
+            ({"points": [[500, 3]]}, "outside the image"),
+        ):
+            with pytest.raises(PromptError, match=message):
+                image.segment(**prompts)
+    with pytest.raises(ImageError, match="more than one image"):
+        make().open([pixels, pixels])
+    with pytest.raises(ImageError, match="no image to open"):
+        make().open([])
+
+
+def test_threads_share_a_pipeline(make: Make, pixels: np.ndarray) -> None:
+    pipeline = make(embedding_cache=2, prompt_batch=2)
+    images = [np.roll(pixels, i, axis=0) + 10 * i for i in range(5)]
+    expected = [next(pipeline.predict(image, BOXES))["masks"] for image in images]
+    start = threading.Barrier(4)
+
+    def work(offset: int) -> bool:
+        start.wait()
+        return all(
+            np.array_equal(
+                next(pipeline.predict(images[(i + offset) % 5], BOXES))["masks"], expected[(i + offset) % 5]
+            )
+            for i in range(20)
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+# Devices, models and configuration.
+
+
+def test_a_device_of_one_call(make: Make, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = make()
+    loaded = []
+    load = Session.__init__
+
+    def counting(self: Session, *args: Any, **kwargs: Any) -> None:
+        loaded.append(args[1].kind)
+        load(self, *args, **kwargs)
+
+    monkeypatch.setattr(Session, "__init__", counting)
+    list(pipeline.predict(pixels, BOXES, device="cpu"))
+    list(pipeline.predict(pixels, BOXES, device="cpu"))
+    assert loaded == []
+    with pytest.raises(DeviceUnavailable):
+        pipeline.predict(pixels, BOXES, device="npu:0")
+
+
+def test_a_named_device_that_is_not_there_is_an_error_at_once(make: Make) -> None:
+    with pytest.raises(DeviceUnavailable):
+        make(device="npu:0")
+
+
+def test_models_for_boxes_and_points_may_differ(sam_folders: dict[str, Path], pixels: np.ndarray) -> None:
+    config = {
+        "pipeline_name": "open_vocabulary_segmentation",
+        "SubModules": {
+            "BoxPromptSegmentation": {"model_name": "a", "model_dir": str(sam_folders["boxes"])},
+            "PointPromptSegmentation": {"model_name": "b", "model_dir": str(sam_folders["points"])},
+        },
+    }
+    pipeline = create_pipeline(config=config, device="cpu")
+    assert len(next(pipeline.predict(pixels, BOXES, "box"))["masks"]) == 2
+    assert len(next(pipeline.predict(pixels, POINTS, "point"))["masks"]) == 2
+
+
+def test_paddlex_yaml_is_accepted(tmp_path: Path, sam_folders: dict[str, Path], pixels: np.ndarray) -> None:
+    path = tmp_path / "paddlex.yaml"
+    path.write_text(
+        f"""
+pipeline_name: open_vocabulary_segmentation
+use_hpip: False
+
+SubModules:
+  BoxPromptSegmentation:
+    module_name: box_prompt_segmentation
+    model_name: SAM-H_box
+    model_dir: {sam_folders["boxes"]}
+    batch_size: 1
+  PointPromptSegmentation:
+    module_name: point_prompt_segmentation
+    model_name: SAM-H_point
+    model_dir: null
+    batch_size: 1
+""",
+        encoding="utf-8",
+    )
+    for names in ({"pipeline": str(path)}, {"pipeline_name": path}, {"config": str(path)}):
+        pipeline = create_pipeline(**names, device="cpu", use_hpip=True, hpi_config={"backend": "x"})
+        assert len(next(pipeline.predict(pixels, BOXES))["masks"]) == 2
+    # The model for points is not here, and is asked for only now.
+    with pytest.raises(ModelError, match="SAM-H_point is not on this machine"):
+        pipeline.predict(pixels, POINTS, "point")
+
+
+def test_our_yaml_is_read(tmp_path: Path, sam_folders: dict[str, Path], pixels: np.ndarray) -> None:
+    shipped = Path(create_pipeline.__globals__["__file__"]).parent / "open_vocabulary_segmentation.yaml"
+    settings = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    settings["mask_format"] = "rle"
+    for module in settings["SubModules"].values():
+        module["model_dir"] = str(sam_folders["general"])
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    pipeline = create_pipeline(tmp_path / "mine.yml", device="cpu")
+    assert "counts" in next(pipeline.predict(pixels, BOXES)).json["res"]["masks"][0]
+    settings["max_pixels"] = 100
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    with pytest.raises(ImageError):
+        list(create_pipeline(str(tmp_path / "small.yaml"), device="cpu").predict(tmp_path / "a.png", BOXES))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not YAML"),
+        ("- 1", "does not hold a mapping"),
+        ("pipeline_name: OCR", "'OCR', which is not known"),
+        ("SubModules: {}", "None"),
+        ("pipeline_name: open_vocabulary_segmentation\nmask_formats: rle", "'mask_formats'"),
+        ("pipeline_name: open_vocabulary_segmentation\nmask_format: png", "'png'"),
+        ("pipeline_name: open_vocabulary_segmentation\nembedding_cache: -1", "embedding_cache is -1"),
+        ("pipeline_name: open_vocabulary_segmentation\nprompt_batch: 0", "prompt_batch is 0"),
+        ("pipeline_name: open_vocabulary_segmentation\nmax_pixels: many", "max_pixels is 'many'"),
+        ("pipeline_name: open_vocabulary_segmentation\nSubModules: {Box: {}}", "'Box'"),
+        ("pipeline_name: open_vocabulary_segmentation\nSubModules: 3", "does not hold a mapping"),
+    ],
+)
+def test_bad_configurations(tmp_path: Path, sam_folders: dict[str, Path], text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        create_pipeline(str(path), device="cpu", model_dir=sam_folders["general"])
+
+
+def test_bad_arguments_of_create_pipeline(make: Make) -> None:
+    for arguments, message in (
+        ({}, "No pipeline was named"),
+        ({"pipeline": "OCR"}, "no pipeline 'OCR'"),
+        ({"pipeline": "no/such.yaml"}, "could not be read"),
+        ({"pipeline": "a", "pipeline_name": "b"}, "Two pipelines"),
+        ({"config": 3}, "type int"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            create_pipeline(**arguments)
+    with pytest.raises(ConfigError, match="'png'"):
+        make(mask_format="png")
+    with pytest.raises(ConfigError, match="'png'"):
+        make().predict("a.jpg", BOXES, mask_format="png")
+
+
+def test_models_that_are_not_sam(tmp_path: Path, sam_folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelError):
+        create_pipeline("open_vocabulary_segmentation", device="cpu", model="no-such-model")
+    with pytest.raises(ModelError, match="does not exist"):
+        create_pipeline("open_vocabulary_segmentation", device="cpu", model_dir=tmp_path / "no")
+    swapped = write_folder(tmp_path / "swapped")
+    facts = yaml.safe_load((swapped / "model.yaml").read_text(encoding="utf-8"))
+    facts["files"]["encoder"], facts["files"]["decoder"] = (
+        facts["files"]["decoder"],
+        facts["files"]["encoder"],
+    )
+    (swapped / "model.yaml").write_text(yaml.safe_dump(facts), encoding="utf-8")
+    with pytest.raises(ModelError, match="not those of a SAM decoder"):
+        create_pipeline("open_vocabulary_segmentation", device="cpu", model_dir=swapped)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("size", "big", "size 'big'"),
+        ("mean", [1, 2], r"mean \[1, 2\]"),
+        ("std", [1, 0, 1], r"std \[1, 0, 1\]"),
+    ],
+)
+def test_bad_preprocessing_facts(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    folder = write_folder(tmp_path / "model")
+    facts = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
+    facts["preprocess"][key] = value
+    (folder / "model.yaml").write_text(yaml.safe_dump(facts), encoding="utf-8")
+    with pytest.raises(ModelError, match=message):
+        create_pipeline("open_vocabulary_segmentation", device="cpu", model_dir=folder)

@@ -1,0 +1,32 @@
+"""Fixtures for what needs a promptable model: small graphs in model folders, and an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from sam_graphs import DECODERS, write_folder
+
+
+@pytest.fixture(scope="session")
+def sam_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model folders with every kind of decoder."""
+    base = tmp_path_factory.mktemp("models")
+    return {kind: write_folder(base / kind, kind) for kind in DECODERS}
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """A grey image with a little noise, 120x160."""
+    return np.random.default_rng(0).integers(110, 130, (120, 160, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def image_file(tmp_path: Path, pixels: np.ndarray) -> Path:
+    """The same image as a file, alone in its folder."""
+    path = tmp_path / "images" / "a.png"
+    path.parent.mkdir()
+    cv2.imwrite(str(path), pixels)
+    return path

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ovseg.stages.masks import decode_rle, encode_rle, upsample_masks
+
+
+def resize_bilinear(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear with half-pixel centres, written out: the reference."""
+    for axis, size in ((0, height), (1, width)):
+        length = values.shape[axis]
+        centre = np.maximum((np.arange(size) + 0.5) * length / size - 0.5, 0)
+        low = np.minimum(centre.astype(int), length - 1)
+        high = np.minimum(low + 1, length - 1)
+        share = np.expand_dims(centre - low, 1 - axis)
+        values = values.take(low, axis) * (1 - share) + values.take(high, axis) * share
+    return values
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (100, 37), (5, 64), (200, 300), (1, 9)])
+@pytest.mark.parametrize("size", [64, 56])
+def test_upsample_masks_is_two_resizes_with_a_crop_between(height: int, width: int, size: int) -> None:
+    logits = np.random.default_rng(height).standard_normal((3, 16, 16)).astype(np.float32)
+    masks = upsample_masks(logits, size, height, width)
+    assert masks.dtype == np.int8 and masks.shape == (3, height, width)
+    scale = size / max(height, width)
+    cropped = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    for low, mask in zip(logits, masks, strict=True):
+        framed = resize_bilinear(low.astype(float), size, size)[: cropped[0], : cropped[1]]
+        full = resize_bilinear(framed, height, width)
+        certain = np.abs(full) > 1e-4
+        assert certain.mean() > 0.99
+        assert np.array_equal(mask[certain], (full > 0)[certain])
+
+
+def test_upsample_masks_writes_to_out() -> None:
+    out = np.zeros((5, 8, 8), bool)
+    upsample_masks(np.ones((2, 4, 4), np.float32), 16, 8, 8, out=out[1:3])
+    assert out.sum(axis=(1, 2)).tolist() == [0, 64, 64, 0, 0]
+
+
+def test_a_pixel_of_logit_zero_is_outside() -> None:
+    assert not upsample_masks(np.zeros((1, 4, 4), np.float32), 16, 8, 8).any()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, bool])
+def test_rle_survives_json(dtype: type) -> None:
+    masks = (np.random.default_rng(0).random((3, 13, 7)) > 0.6).astype(dtype)
+    masks[1] = 0
+    masks[2] = 1
+    encoded = json.loads(json.dumps(encode_rle(masks)))
+    assert [rle["size"] for rle in encoded] == [[13, 7]] * 3
+    decoded = decode_rle(encoded)
+    assert all(mask.dtype == np.int8 for mask in decoded)
+    assert np.array_equal(np.stack(decoded), masks.astype(np.int8))
