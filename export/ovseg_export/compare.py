@@ -25,7 +25,7 @@ def differences(expected: np.ndarray, found: np.ndarray) -> Figures:
 
 
 def compare_embeddings(expected: Outputs, found: Outputs) -> Figures:
-    """`cosine`: the smallest between rows of `embedding` [N, D]; `relative`: largest difference over largest value."""
+    """`cosine`: smallest between rows of `embedding` [N, D]; `relative`: largest difference over largest value."""
     a, b = (
         item["embedding"].astype(np.float64).reshape(len(item["embedding"]), -1) for item in (expected, found)
     )
@@ -38,7 +38,7 @@ def compare_embeddings(expected: Outputs, found: Outputs) -> Figures:
 
 
 def compare_logits(expected: Outputs, found: Outputs) -> Figures:
-    """`logit`: largest difference of `low_res_masks` [N, M, H, W]; `mask_iou`: the smallest of masks above 0."""
+    """`logit`: largest difference of `low_res_masks` [N, M, H, W]; `mask_iou`: smallest of masks above 0."""
     a, b = expected["low_res_masks"], found["low_res_masks"]
     return {"logit": float(np.abs(a - b).max()), "mask_iou": min(mask_ious(a > 0, b > 0), default=1.0)}
 
@@ -47,15 +47,18 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
     """Match the detections of two runs and measure how they differ.
 
     Args:
-        expected: Paddle's outputs: `boxes` [M, 6] (class, score, x0, y0, x1, y1) with `counts` [N], or `labels`
-            and `scores`; `masks` [M, H, W] where the model gives them.
+        expected: Paddle's outputs: `boxes` [M, 6] (class, score, x0, y0, x1, y1) with `counts` [N], or
+            `labels` and `scores`; `masks` [M, H, W] where the model gives them.
         found: those of the ONNX model.
 
     Returns:
-        `instances`, `matched`; `at_cut`: detections without a partner whose score is the lowest of their image but
-        for 1e-4: which of those are kept is chance; `unmatched`: share of the others without a partner; `box` (pixels) and
-        `score`: largest differences of matched ones, `box_mean` and `score_mean`: the means; `mask_iou`:
-        intersections over unions, summed over matched instances; `mask_iou_least`: the smallest of one instance.
+        `instances`, `matched`: detections of Paddle, and those with a partner.
+        `at_cut`: detections without a partner whose score is the lowest of their image but for 1e-4: which of
+        those are kept is chance.
+        `unmatched`: share of the others without a partner.
+        `box` (pixels) and `score`: largest differences of matched ones, `box_mean` and `score_mean`: the means.
+        `mask_iou`: intersections over unions, summed over matched instances; `mask_iou_least`: the smallest of
+        one instance.
 
     """
     rows_a, rows_b = _rows(expected), _rows(found)
@@ -129,7 +132,7 @@ def _images(outputs: Outputs) -> list[tuple[int, int]]:
 
 
 def _match(a: np.ndarray, b: np.ndarray) -> list[tuple[int, int]]:
-    """Pair rows of one class and nearly one score; the pairs with the nearest boxes, or scores, come first."""
+    """Pair rows of one class and nearly one score; pairs with the nearest boxes, or scores, come first."""
     if not len(a) or not len(b):
         return []
     possible = (a[:, None, 0] == b[None, :, 0]) & (np.abs(a[:, None, 1] - b[None, :, 1]) <= _SAME_SCORE)

@@ -72,7 +72,8 @@ def export_model(
         out_dir: the folder to make; it must not exist, or be empty. It appears when everything is done.
         name: name of the model; what `inference.yml` says if left out.
         opset: ONNX operator set, 17 to 21.
-        precision: `fp32`, `fp16` or `int8`. The proof is that of the fp32 graph, which the others are made from.
+        precision: `fp32`, `fp16` or `int8`. The proof is that of the fp32 graph, which the others are made
+            from.
         calibration: folder of images that int8 of convolutional models is calibrated on.
         allow_mismatch: keep a model that differs from Paddle, as `<out_dir>-mismatch`, instead of raising.
         images: pictures, or folders of them, to compare on; synthetic ones fill up to four.
@@ -295,7 +296,7 @@ def _source(model: PaddleModel) -> dict[str, str]:
 
 
 def _share(folder: Path, encoder: Mapping[str, Any], places: Sequence[Path], say: Say) -> None:
-    """Replace the encoder's files by hard links to equal ones of another SAM folder beside it or in the cache.
+    """Replace the encoder's files by hard links to equal ones of another SAM folder, beside it or in the cache.
 
     Each folder stays whole: a copy of it holds the encoder, and removing one leaves the other. Where the file
     system has no hard links, the encoder is stored twice.
@@ -328,7 +329,7 @@ def _convert_precision(
     pictures: Sequence[Mapping[str, np.ndarray]],
     family: Family,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write the graphs in another precision over those of fp32; return their entries of `files`, and what was done."""
+    """Write the graphs in another precision over those of fp32; return their entries of `files`, and a report."""
     from ovseg_export import precision as precisions
 
     metric = None

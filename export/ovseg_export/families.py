@@ -194,8 +194,8 @@ def read_preprocess(family: Family, config: Mapping[str, Any], where: str) -> di
         where: its path, for messages.
 
     Returns:
-        `type`, `size` ([height, width]; SAM: the long side), `mean` and `std` in units of pixels, 0 to 255, R, G, B;
-        where they apply `keep_ratio`, `interp`, `pad_stride`, `normalize_first`.
+        `type`, `size` ([height, width]; SAM: the long side), `mean` and `std` in units of pixels, 0 to 255,
+        R, G, B; where they apply `keep_ratio`, `interp`, `pad_stride`, `normalize_first`.
 
     Raises:
         ModelError: a key is missing, wrong, or a step is not known.

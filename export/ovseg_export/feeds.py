@@ -38,7 +38,7 @@ class Case:
 
 
 def pictures(images: str | Path | Sequence[str | Path] | None) -> list[tuple[str, np.ndarray]]:
-    """The pictures of a comparison: those given, and synthetic ones up to four; label and BGR uint8 [H, W, 3]."""
+    """Those given, and synthetic ones up to four: label and BGR uint8 [H, W, 3]."""
     given: list[tuple[str, np.ndarray]] = []
     if images is not None:
         sources = [images] if isinstance(images, str | Path) else list(images)

@@ -1,7 +1,7 @@
 """Paddle in a process of its own: its memory goes away with it, and its crash is an error like others.
 
-`python -m ovseg_export.paddle_host` reads one JSON request a line and answers each with one line. `Host` is the
-other end; `require_paddle` says beforehand whether the Paddle that is installed can do the work.
+`python -m ovseg_export.paddle_host` reads one JSON request a line and answers each with one line. `Host` is
+the other end; `require_paddle` says beforehand whether the Paddle that is installed can do the work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 OLDEST, TOO_NEW = (3, 0), (3, 3)
-"""Versions of Paddle that can host: 3.3 fails in oneDNN inference, before 3.0 there is no `inference.json`."""
+"""Versions of Paddle that can host: 3.3 fails in oneDNN inference, before 3.0 there is no PIR program."""
 INSTALL = 'Run `pip install "ovseg[export]"`.'
 
 
@@ -67,7 +67,7 @@ class Host:
 
     def __init__(self, scratch: Path, threads: int = 1) -> None:
         self._scratch = scratch
-        self._log: IO[bytes] = tempfile.TemporaryFile(dir=scratch)
+        self._log: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - closed by __exit__
         root = str(Path(__file__).resolve().parents[1])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
