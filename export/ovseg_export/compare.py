@@ -25,7 +25,7 @@ def differences(expected: np.ndarray, found: np.ndarray) -> Figures:
 
 
 def compare_embeddings(expected: Outputs, found: Outputs) -> Figures:
-    """`cosine`: smallest between rows of `embedding` [N, D]; `relative`: largest difference over largest value."""
+    """`cosine`: smallest of rows of `embedding` [N, D]; `relative`: largest difference over largest value."""
     a, b = (
         item["embedding"].astype(np.float64).reshape(len(item["embedding"]), -1) for item in (expected, found)
     )
@@ -56,9 +56,8 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
         `at_cut`: detections without a partner whose score is the lowest of their image but for 1e-4: which of
         those are kept is chance.
         `unmatched`: share of the others without a partner.
-        `box` (pixels) and `score`: largest differences of matched ones, `box_mean` and `score_mean`: the means.
-        `mask_iou`: intersections over unions, summed over matched instances; `mask_iou_least`: the smallest of
-        one instance.
+        `box` (pixels), `score`: largest differences of matched ones; `box_mean`, `score_mean`: the means.
+        `mask_iou`: intersections over unions, summed over matched instances; `mask_iou_least`: smallest of one.
 
     """
     rows_a, rows_b = _rows(expected), _rows(found)

@@ -296,7 +296,7 @@ def _source(model: PaddleModel) -> dict[str, str]:
 
 
 def _share(folder: Path, encoder: Mapping[str, Any], places: Sequence[Path], say: Say) -> None:
-    """Replace the encoder's files by hard links to equal ones of another SAM folder, beside it or in the cache.
+    """Replace the encoder's files by hard links to equal ones of a SAM folder beside it or in the cache.
 
     Each folder stays whole: a copy of it holds the encoder, and removing one leaves the other. Where the file
     system has no hard links, the encoder is stored twice.
@@ -329,7 +329,7 @@ def _convert_precision(
     pictures: Sequence[Mapping[str, np.ndarray]],
     family: Family,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write the graphs in another precision over those of fp32; return their entries of `files`, and a report."""
+    """Write the graphs in another precision over those of fp32; return their entries, and a report."""
     from ovseg_export import precision as precisions
 
     metric = None

@@ -1,9 +1,9 @@
 """Prove an export: Paddle Inference and ONNX Runtime side by side on the same inputs.
 
 Paddle without oneDNN is the measure. Paddle with oneDNN runs too: how far Paddle is from itself, and which of
-its two ways is the faster one to compare times with, both belong into the report. Where Paddle is further from
-itself than a stated tolerance of a difference, the limit is twice its own distance, and never more than five
-times the tolerance: rounding that the model amplifies is no fault of the conversion.
+its two ways is the faster one to compare times with, both belong into the report. Where Paddle is further
+from itself than a stated tolerance of a difference, the limit is twice its own distance, and never more than
+five times the tolerance: rounding that the model amplifies is no fault of the conversion.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ovseg_export.feeds import Case
 from ovseg_export.paddle_host import Host, paddle_version
 
 LARGE = 1_000_000_000
-"""Bytes of parameters above which Paddle runs one way only and each picture is timed once: it takes minutes."""
+"""Bytes of parameters above which Paddle runs one way only and a picture is timed once: it takes minutes."""
 _ROUNDS = 3
 
 _COMPARE: Mapping[str, Callable[[Outputs, Outputs], Figures]] = {
