@@ -57,7 +57,7 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
         those are kept is chance.
         `unmatched`: share of the others without a partner.
         `box` (pixels), `score`: largest differences of matched ones; `box_mean`, `score_mean`: the means.
-        `mask_iou`: intersections over unions, summed over matched instances; `mask_iou_least`: smallest of one.
+        `mask_iou`: intersections over unions, summed over matched instances; `mask_iou_least`: of the worst.
 
     """
     rows_a, rows_b = _rows(expected), _rows(found)

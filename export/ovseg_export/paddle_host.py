@@ -96,17 +96,32 @@ class Host:
             self._process.stdout.close()
         self._log.close()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process still answers."""
+        return self._process.poll() is None
+
     def translate(self, program: Path, target: Path) -> None:
         """Write the `.pdmodel` file `program` as `target`, an `inference.json`."""
         self._ask(f"translating {program}", action="translate", program=str(program), target=str(target))
 
-    def load(self, program: Path, parameters: Path, *, onednn: bool) -> None:
-        """Load a model into Paddle Inference, on the CPU."""
+    def load(self, program: Path, parameters: Path, *, optimise: bool, onednn: bool) -> None:
+        """Load a model into Paddle Inference, on the CPU.
+
+        Args:
+            program: `.json` or `.pdmodel`.
+            parameters: `.pdiparams`.
+            optimise: let Paddle rewrite the program first. That is its default, and wrong for some: 3.2.2
+                changes the masks of SAM's `.pdmodel` form by 8 to 14 logits.
+            onednn: compute with oneDNN.
+
+        """
         self._ask(
             f"loading {program}",
             action="load",
             program=str(program),
             parameters=str(parameters),
+            optimise=optimise,
             onednn=onednn,
             threads=self._threads,
         )
@@ -170,13 +185,16 @@ class _Worker:
         core.serialize_pir_program(paddle.pir.translate_to_pir(old), target)
         return {}
 
-    def _load(self, program: str, parameters: str, onednn: bool, threads: int) -> dict[str, Any]:
+    def _load(
+        self, program: str, parameters: str, onednn: bool, threads: int, optimise: bool = True
+    ) -> dict[str, Any]:
         from paddle.inference import Config, create_predictor
 
         config = Config(program, parameters)
         config.disable_gpu()
         config.disable_glog_info()
         config.set_cpu_math_library_num_threads(threads)
+        config.switch_ir_optim(optimise)
         if onednn:
             config.enable_mkldnn()
         else:
