@@ -3,8 +3,8 @@
 Paddle is the measure as it executes the program literally. Its two faster ways, with the program optimised
 and with oneDNN as well, run too: how far Paddle is from itself, and which of its ways is the one to compare
 times with, belong into the report. Where Paddle is further from itself than a stated tolerance of a
-difference, the limit is twice its own distance, and never more than five times the tolerance: rounding that the
-model amplifies is no fault of the conversion.
+difference, the limit is twice its own distance, and never more than five times the tolerance: rounding that
+the model amplifies is no fault of the conversion.
 """
 
 from __future__ import annotations
