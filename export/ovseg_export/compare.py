@@ -96,7 +96,7 @@ def mask_ious(a: np.ndarray, b: np.ndarray) -> list[float]:
 def _at_cut(rows: np.ndarray, matched: set[int]) -> int:
     """Rows of one image without a partner whose score is the lowest but for 1e-4."""
     alone = [row for index, row in enumerate(rows) if index not in matched]
-    return sum(row[1] <= rows[:, 1].min() + 1e-4 for row in alone)
+    return sum(bool(row[1] <= rows[:, 1].min() + 1e-4) for row in alone)
 
 
 def _compare_masks(a: np.ndarray, b: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Figures:
