@@ -192,14 +192,14 @@ def _export(
     )
     parts = {"model": converted}
     if family.name == "sam":
-        encoder, decoder = split_converted(converted)
-        parts = {"encoder": encoder, "decoder": decoder}
+        parts = dict(zip(("encoder", "decoder"), split_converted(converted), strict=True))
     say(f"writing {converted.nbytes / 1e6:.0f} MB")
     files = {role: _write(part, folder / f"{role}.onnx") for role, part in parts.items()}
 
-    say("loading the ONNX model")
-    threads = parity.available_threads()
-    graphs = parity.Graphs(tuple(Session(folder / f"{role}.onnx", "cpu", threads=threads) for role in parts))
+    graphs = parity.Graphs(tuple(folder / f"{role}.onnx" for role in parts))
+    if settings.precision == "fp32":
+        # Gigabytes, mapped: they are not needed again.
+        del converted, parts, parameters
     batched = family.batch and isinstance(shapes["image"][0], str)
     cases = list(feeds.cases(preprocess, shapes, chosen, batched=batched))
     report = parity.prove(family, model.program, model.parameters, input_names, graphs, cases, scratch, say)
