@@ -112,6 +112,8 @@ def prove(
                     raise
                 # The published graph itself takes one image only, whatever its input says.
                 batches["reason"] = failure.cause
+                # What the failed run wrote into tensor arrays stays in the predictor: take a new one.
+                paddle.load(program, parameters, **_LITERAL)
         cases = cases[: len(made)]
         batches["proven"] = max(case.batch for case in cases)
         if not large:
