@@ -148,7 +148,7 @@ def test_a_paddle_archive_without_the_exporter_is_kept(
 
 EXPORTER = """
 import hashlib, yaml
-def export_model(source_dir, out_dir, *, name):
+def export_model(source_dir, out_dir, *, name, origin, progress):
     content = (source_dir / "inference.pdiparams").read_bytes()
     (out_dir / "model.onnx").write_bytes(content)
     facts = {"format": 1, "name": name, "family": "solov2", "task": "instance_segmentation", "preprocess": {},

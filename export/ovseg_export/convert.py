@@ -5,6 +5,7 @@ inference.json + inference.pdiparams → Program, parameters → Graph → ONNX 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ovseg.errors import ModelError
 from ovseg_export.errors import ProgramError
-from ovseg_export.lower import lower_program
+from ovseg_export.lower import lower_program, require_lowerings
 from ovseg_export.lower.graph import onnx_type
 from ovseg_export.params import read_parameters, write_external_data
 from ovseg_export.program import Port, Program, read_program
 from ovseg_export.tidy import fuse_convolutions, prune
+from ovseg_export.translate import translate_program
 
 OPSETS = range(17, 22)
 # IR version that each opset came with, so that a model loads wherever its opset is known.
@@ -99,42 +101,41 @@ def _external(name: str, array: np.ndarray, location: str, offset: int, length: 
 
 
 def find_program(source: str | Path) -> tuple[Path, Path]:
-    """The program and the parameter file of a model folder.
+    """The program (`.json` or `.pdmodel`) and the parameter file of a model folder.
 
     Args:
         source: the folder, or the program file itself.
 
     Raises:
-        ProgramError: if there is no program, or only one in the older format.
-        ParameterError: if the parameter file is missing.
+        ProgramError: if there is no program.
 
     """
     source = Path(source)
-    program = source
     if source.is_dir():
-        program = source / "inference.json"
-        if not program.is_file():
-            found = sorted(source.glob("*.json"))
-            if len(found) != 1:
-                older = (
-                    " There is an inference.pdmodel: translate it first."
-                    if any(source.glob("*.pdmodel"))
-                    else ""
-                )
-                raise ProgramError(
-                    f"The folder {source} has no inference.json.{older}", "Give a Paddle 3 inference model."
-                )
-            program = found[0]
-    if not program.is_file():
-        raise ProgramError(f"There is no program file {program}.", "Check the path of the model.")
-    parameters = program.with_suffix(".pdiparams")
-    return program, parameters
+        found = [source / f"inference{suffix}" for suffix in (".json", ".pdmodel")]
+        program = next((path for path in found if path.is_file()), None)
+        if program is None:
+            raise ProgramError(
+                f"The folder {source} has neither inference.json nor inference.pdmodel.",
+                "Give the folder of a Paddle inference model.",
+            )
+    elif source.is_file():
+        program = source
+    else:
+        raise ProgramError(f"There is no file or folder {source}.", "Check the path of the model.")
+    return program, program.with_suffix(".pdiparams")
 
 
 def load(source: str | Path) -> tuple[Program, dict[str, np.ndarray]]:
-    """Read a program and map its parameters."""
+    """Read a program and map its parameters; a `.pdmodel` needs Paddle, which translates it first."""
     path, parameter_path = find_program(source)
-    program = read_program(path)
+    if path.suffix == ".pdmodel":
+        with tempfile.TemporaryDirectory() as folder:
+            program = read_program(translate_program(path, Path(folder) / "inference.json"))
+    else:
+        program = read_program(path)
+    # First of all: what cannot be converted is said before gigabytes are read.
+    require_lowerings(program)
     expected = {name: (value.dtype, value.shape) for name, value in program.parameters.items()}
     return program, read_parameters(parameter_path, expected)
 
@@ -149,9 +150,11 @@ def convert(
     """Convert a Paddle inference model.
 
     Args:
-        source: folder with `inference.json` and `inference.pdiparams`, or the `.json` itself.
+        source: folder with `inference.json` or `inference.pdmodel`, and `inference.pdiparams`; or the program
+            itself.
         opset: ONNX operator set, 17 to 21.
-        output_names: names of the outputs, in Paddle's order; `output_0`, … if left out. Inputs keep their names.
+        output_names: names of the outputs, in Paddle's order; `output_0`, … if left out. Inputs keep their
+            names.
         dimensions: sizes of an input by its name, to fix or to name what Paddle leaves open.
 
     Returns:

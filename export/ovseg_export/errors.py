@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ovseg.errors import ModelError
+from ovseg.errors import ModelError, OvsError
 
 
 class ProgramError(ModelError):
@@ -13,8 +13,20 @@ class ParameterError(ModelError):
     """A Paddle parameter file that is missing, cut short, or does not fit its program."""
 
 
-class UnsupportedOperators(ModelError):
+class UnsupportedOperators(ModelError):  # noqa: N818 - it is a list of them
     """A Paddle program with operators, or uses of operators, that have no lowering."""
+
+
+class PaddleFailure(OvsError):  # noqa: N818
+    """Paddle failed or crashed in the process that runs it."""
+
+    exit_code = 1
+
+
+class ParityError(OvsError):
+    """The ONNX model does not compute what the Paddle model computes."""
+
+    exit_code = 1
 
 
 class UnsupportedCase(Exception):  # noqa: N818 - it is caught and listed, never shown alone

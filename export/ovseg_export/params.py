@@ -1,9 +1,9 @@
-"""Read `inference.pdiparams`, Paddle's combined parameter file, without Paddle and without copying it to memory.
+"""Read `inference.pdiparams`, Paddle's combined parameter file, without Paddle and without a copy in memory.
 
-The file is one record after another, in the sorted order of the parameter names, which it does not store. A record:
-uint32 version (0), uint64 count of level-of-detail entries (0 in inference models), uint32 tensor version (0),
-int32 length of a protobuf message (field 1: element type, field 2, repeated: sizes), that message, and the raw
-little-endian elements.
+The file is one record after another, in the sorted order of the parameter names, which it does not store. A
+record: uint32 version (0), uint64 count of level-of-detail entries (0 in inference models), uint32 tensor
+version (0), int32 length of a protobuf message (field 1: element type, field 2, repeated: sizes), that
+message, and the raw little-endian elements.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ def read_parameters(
 
     Args:
         path: the `.pdiparams` file.
-        expected: name of each parameter of the program → (dtype, shape); the file is read in the sorted order of names.
+        expected: name of each parameter of the program → (dtype, shape); the file is read in the sorted order
+            of names.
 
     Returns:
         Name → read-only array over the mapped file: no parameter is read from disk before it is used.
 
     Raises:
-        ParameterError: if the file is missing, is cut short or too long, or holds another type or shape than the
-            program expects.
+        ParameterError: if the file is missing, is cut short or too long, or holds another type or shape than
+            the program expects.
 
     """
     path = Path(path)
@@ -70,14 +71,15 @@ def read_parameters(
             array, offset = _read_record(mapped, offset)
         except (struct.error, ValueError, KeyError, IndexError) as error:
             raise ParameterError(
-                f"The parameter file {path} cannot be read at byte {offset}, where {name!r} should stand ({error}).",
+                f"The parameter file {path} cannot be read at byte {offset}, where {name!r} should stand "
+                f"({error}).",
                 "Download or save the model again.",
             ) from error
         dtype, shape = expected[name]
         if array.dtype.name != dtype or array.shape != shape:
             raise ParameterError(
-                f"The parameter file {path} has {array.dtype.name} {list(array.shape)} where the program expects "
-                f"{name!r}, {dtype} {list(shape)}.",
+                f"The parameter file {path} has {array.dtype.name} {list(array.shape)} where the program "
+                f"expects {name!r}, {dtype} {list(shape)}.",
                 cure,
             )
         arrays[name] = array

@@ -1,9 +1,9 @@
 """Read a Paddle program (PIR, saved as `inference.json`) into plain frozen values, without Paddle.
 
-The file is what Paddle 3.x writes: one module region with one block; every operation has a dialect number and a
-name (`1.conv2d`), attributes `A`, operands `I`, results `O` and nested `regions`. Parameters come in a short form
-(`p`). Value number 0 stands for an optional input that is absent; block arguments have negative numbers, which are
-unique within their region only.
+The file is what Paddle 3.x writes: one module region with one block; every operation has a dialect number and
+a name (`1.conv2d`), attributes `A`, operands `I`, results `O` and nested `regions`. Parameters come in a
+short form (`p`). Value number 0 stands for an optional input that is absent; block arguments have negative
+numbers, which are unique within their region only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Value:
         id: number of the value in the file.
         dtype: numpy's name of the element type ("bfloat16" too); "" for a vector of tensors.
         shape: sizes, -1 where the size is known at run time only.
-        kind: "tensor", "array" (a tensor array, which loops write into) or "vector" (a fixed list of tensors).
+        kind: "tensor", "array" (a tensor array, which loops write into) or "vector" (a fixed list of
+            tensors).
         elements: the tensors of a vector.
 
     """
@@ -61,7 +62,8 @@ class Op:
     """One operation.
 
     Attributes:
-        name: Paddle's name; without a prefix for the operator dialect (`conv2d`), else with it (`builtin.split`).
+        name: Paddle's name; without a prefix for the operator dialect (`conv2d`), else with it
+            (`builtin.split`).
         inputs: operands; None where an optional one is absent.
         outputs: results.
         attributes: plain Python values.
@@ -163,15 +165,18 @@ def read_program(path: str | Path) -> Program:
 class _Reader:
     path: Path
     count: int = 0
-    inputs: list[Port] = field(default_factory=list)
+    inputs: list[tuple[int, Port]] = field(default_factory=list)
     outputs: list[tuple[int, Port]] = field(default_factory=list)
     parameters: dict[str, Value] = field(default_factory=dict)
 
     def read(self, module: dict[str, Any]) -> Program:
         (region,) = module["regions"]
         body = self._region(region, {}, "")
-        outputs = tuple(port for _, port in sorted(self.outputs, key=lambda item: item[0]))
-        return Program(body.ops, tuple(self.inputs), outputs, self.parameters, self.path)
+        inputs, outputs = (
+            tuple(port for _, port in sorted(ports, key=lambda item: item[0]))
+            for ports in (self.inputs, self.outputs)
+        )
+        return Program(body.ops, inputs, outputs, self.parameters, self.path)
 
     def _region(self, region: dict[str, Any], outer: Mapping[int, Value], where: str) -> Region:
         (block,) = region["blocks"]
@@ -190,7 +195,8 @@ class _Reader:
             elif op.name == "builtin.parameter":
                 self.parameters[op.attributes["parameter_name"]] = op.outputs[0]
             elif op.name == "data" or op.name == "feed":
-                self.inputs.append(Port(op.attributes["name"], op.outputs[0]))
+                place = op.attributes.get("col", len(self.inputs))  # translated programs feed in any order
+                self.inputs.append((place, Port(op.attributes["name"], op.outputs[0])))
             elif op.name == "fetch":
                 source = op.inputs[0]
                 if source is None:

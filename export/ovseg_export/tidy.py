@@ -50,8 +50,8 @@ def fuse_convolutions(
 ) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
     """Fold what follows a convolution by channel into it: an added constant, and BatchNormalization.
 
-    y = s (W x + b - m) + t with s = scale / sqrt(variance + epsilon) is a convolution with the weight s W and the
-    bias s (b - m) + t. Only where nothing else reads the convolution.
+    y = s (W x + b - m) + t with s = scale / sqrt(variance + epsilon) is a convolution with the weight s W and
+    the bias s (b - m) + t. Only where nothing else reads the convolution.
     """
     arrays = dict(constants)
     uses = Counter(name for node in nodes for name in reads(node))
@@ -65,7 +65,7 @@ def fuse_convolutions(
                 fused = _with_batch_norm(conv, node, arrays)
             elif node.op_type == "Add" and node.input[1] in arrays:
                 fused = _with_bias(conv, arrays[node.input[1]], arrays)
-        if fused is not None:
+        if fused is not None and conv is not None:
             weight, bias = fused
             name = node.output[0]
             arrays[f"{name}_weight"], arrays[f"{name}_bias"] = weight, bias
@@ -85,7 +85,7 @@ def fuse_convolutions(
 
 def _channels(conv: NodeProto, weight: np.ndarray) -> int:
     group = next((a.i for a in conv.attribute if a.name == "group"), 1)
-    return weight.shape[0] if conv.op_type == "Conv" else weight.shape[1] * group
+    return int(weight.shape[0] if conv.op_type == "Conv" else weight.shape[1] * group)
 
 
 def _bias(conv: NodeProto, arrays: Mapping[str, np.ndarray], channels: int) -> np.ndarray | None:

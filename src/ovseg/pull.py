@@ -62,15 +62,15 @@ def pull_model(
             return find_model(name)
         for leftover in make_folder(models_dir()).glob(f".{name}.tmp-*"):
             shutil.rmtree(leftover)
-        archive, path = _fetch_first(spec, progress, notify)
-        exporter = _load_exporter(spec, path) if archive.format == "paddle" else None
+        archive, path = fetch_archive(spec, progress, notify)
+        export_model = _load_exporter(spec, path) if archive.format == "paddle" else None
         with _scratch(name) as scratch, _scratch(name) as exported:
             notify(f"unpacking {path.name}")
             unpacked = unpack(path, scratch)
-            if exporter is None:
+            if export_model is None:
                 return _install(spec, unpacked)
             notify(f"exporting {name} to ONNX")
-            exporter.export_model(unpacked, exported, name=name)
+            export_model(unpacked, exported, name=name, origin=archive.url, progress=notify)
             return _install(spec, exported)
 
 
@@ -94,10 +94,17 @@ def remove_model(name: str) -> list[Path]:
     return there
 
 
-def _fetch_first(
+def fetch_archive(
     spec: ModelSpec, progress: Progress | None, notify: Callable[[str], None]
 ) -> tuple[Archive, Path]:
-    """Return the first archive of `spec` that is in the cache or on its server, and its path."""
+    """Return the first archive of `spec` that is in the cache or on its server, and its path.
+
+    The caller holds the lock of the model (`cache.locked`).
+
+    Raises:
+        DownloadError: see `download.download`; or the archive in the cache has another checksum.
+
+    """
     targets = [(archive, _archive_path(spec, archive)) for archive in spec.archives]
     for archive, path in targets:
         if path.is_file():
@@ -162,7 +169,7 @@ def _install(spec: ModelSpec, folder: Path) -> ModelFolder:
 
 def _load_exporter(spec: ModelSpec, archive: Path) -> Any:
     try:
-        return importlib.import_module("ovseg_export")
+        return importlib.import_module("ovseg_export").export_model
     except ImportError as failure:
         raise MissingExtra(
             f"{spec.name} comes in Paddle's format and the export stage cannot be loaded ({failure}); "

@@ -1,4 +1,4 @@
-"""Save a Paddle function, convert it with the export stage, run it in ONNX Runtime, and compare with Paddle."""
+"""Save a Paddle function, convert it, run it in ONNX Runtime, and compare with Paddle."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Runner = Callable[..., list[np.ndarray]]
 
 @pytest.fixture
 def save_paddle(tmp_path: Path) -> Callable[..., Runner]:
-    """save_paddle(function, specs): write inference.json and .pdiparams to tmp_path, return Paddle's own runner.
+    """save_paddle(function, specs): write a model to tmp_path, return Paddle's own runner.
 
-    The function is traced as it stands; with `script`, Paddle rewrites its source first, so that Python's `if` and
-    `while` on tensors become operators.
+    The function is traced as it stands; with `script`, Paddle rewrites its source first, so that Python's
+    `if` and `while` on tensors become operators.
     """
     paddle = pytest.importorskip("paddle", reason="needs Paddle (the export extra)")
     warnings.filterwarnings("ignore", category=UserWarning, module="paddle")
@@ -47,7 +47,8 @@ def save_paddle(tmp_path: Path) -> Callable[..., Runner]:
             paddle.enable_static()
             try:
                 feed = {f"x{i}": array for i, array in enumerate(arrays)}
-                return [np.asarray(item) for item in executor.run(program, feed=feed, fetch_list=outputs)]
+                results = executor.run(program, feed=feed, fetch_list=outputs, return_numpy=False)
+                return [np.array(item) for item in results]
             finally:
                 paddle.disable_static()
 
@@ -84,8 +85,8 @@ def save_paddle(tmp_path: Path) -> Callable[..., Runner]:
 def compare(tmp_path: Path, save_paddle: Callable[..., Runner]) -> Callable[..., None]:
     """compare(function, specs, feeds...): Paddle and ONNX Runtime must agree on every feed.
 
-    `specs` are (shape, dtype), -1 for open sizes. Floats agree within `tolerance` (absolute and relative), the rest
-    exactly; shapes and element types always.
+    `specs` are (shape, dtype), -1 for open sizes. Floats agree within `tolerance` (absolute and relative),
+    the rest exactly; shapes and element types always.
     """
     import onnxruntime
     from ovseg_export.convert import convert

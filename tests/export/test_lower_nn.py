@@ -168,6 +168,7 @@ def test_pad(compare: Callable[..., None]) -> None:
             F.pad(x, [1, 2, 3, 4], mode="reflect"),
             F.pad(x, [1, 0, 0, 4], mode="replicate"),
             F.pad(x, [0, 0, 1, 2, 3, 0, 0, 5], value=-1.5),
+            F.pad(x, [1, 2, 3, 4], value=0.5, data_format="NHWC"),
             F.pad(x, [0, paddle.shape(x)[3] % 4, 0, paddle.shape(x)[2] % 4]),
         )
 

@@ -16,17 +16,35 @@ X = np.random.default_rng(0).normal(size=(2, 3, 4))
 
 def reductions(x: Any) -> Any:
     return [
-        x.sum(), x.sum(-1), x.sum([0, 2], keepdim=True), x.mean([1, 2]), x.mean(), x.prod(1), x.max(1), x.min(),
-        x.max([0, 1], keepdim=True), paddle.amax(x, 2), paddle.amin(x, 0), paddle.logsumexp(x, 1),
-        paddle.logsumexp(x), (x > 0).any(1), (x > -1).all([0, 2]), (x > 0).any(), (x > 0).sum(1),
-    ]  # fmt: skip
+        x.sum(),
+        x.sum(-1),
+        x.sum([0, 2], keepdim=True),
+        x.mean([1, 2]),
+        x.mean(),
+        x.prod(1),
+        x.max(1),
+        x.min(),
+        x.max([0, 1], keepdim=True),
+        paddle.amax(x, 2),
+        paddle.amin(x, 0),
+        paddle.logsumexp(x, 1),
+        paddle.logsumexp(x),
+        (x > 0).any(1),
+        (x > -1).all([0, 2]),
+        (x > 0).any(),
+        (x > 0).sum(1),
+    ]
 
 
 def norms(x: Any) -> Any:
     return [
-        x.norm(2, -1, keepdim=True), x.norm(1, 1), x.norm(float("inf"), 0), x.norm(3, 1), x.norm(2),
+        x.norm(2, -1, keepdim=True),
+        x.norm(1, 1),
+        x.norm(float("inf"), 0),
+        x.norm(3, 1),
+        x.norm(2),
         paddle.nn.functional.normalize(x, axis=1),
-    ]  # fmt: skip
+    ]
 
 
 def running(x: Any) -> Any:
@@ -36,9 +54,13 @@ def running(x: Any) -> Any:
 def places(x: Any) -> Any:
     ties = x.round()
     return [
-        ties.argmax(1), ties.argmin(-1), ties.argmax(), ties.argmax(1, keepdim=True), ties.argmax(0, dtype="int32"),
+        ties.argmax(1),
+        ties.argmin(-1),
+        ties.argmax(),
+        ties.argmax(1, keepdim=True),
+        ties.argmax(0, dtype="int32"),
         ties.astype("int64").argmax(2),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("function", [reductions, norms, running, places])

@@ -30,7 +30,9 @@ class Blueprint:
     config: Mapping[str, Any]
 
 
-def write_archive(family: str, out_dir: str | Path, *, seed: int, fmt: str, options: Mapping[str, Any]) -> Path:
+def write_archive(
+    family: str, out_dir: str | Path, *, seed: int, fmt: str, options: Mapping[str, Any]
+) -> Path:
     """Build a member of `family` and write it to `out_dir`.
 
     The format decides Paddle's program representation, which is fixed when Paddle is imported; so the
@@ -87,7 +89,13 @@ def _write_in_fresh_process(
     family: str, out_dir: Path, *, seed: int, fmt: str, options: Mapping[str, Any]
 ) -> Path:
     request = json.dumps(
-        {"family": family, "out_dir": str(out_dir.resolve()), "seed": seed, "fmt": fmt, "options": dict(options)}
+        {
+            "family": family,
+            "out_dir": str(out_dir.resolve()),
+            "seed": seed,
+            "fmt": fmt,
+            "options": dict(options),
+        }
     )
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {

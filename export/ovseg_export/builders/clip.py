@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 from paddle.static import InputSpec
 
@@ -56,7 +56,9 @@ class Block(nn.Layer):
         tokens, width = x.shape[1:]
         qkv = self.qkv(self.norm1(x)).reshape([-1, tokens, 3, self.heads, width // self.heads])
         query, key, value = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)
-        weights = F.softmax(query.matmul(key.transpose([0, 1, 3, 2])) * (width // self.heads) ** -0.5, axis=-1)
+        weights = F.softmax(
+            query.matmul(key.transpose([0, 1, 3, 2])) * (width // self.heads) ** -0.5, axis=-1
+        )
         x = x + self.proj(weights.matmul(value).transpose([0, 2, 1, 3]).reshape([-1, tokens, width]))
         return x + self.narrow(F.gelu(self.widen(self.norm2(x))))
 

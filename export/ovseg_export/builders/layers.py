@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 
 Activation = Callable[[paddle.Tensor], paddle.Tensor]
@@ -26,7 +26,13 @@ class ConvNorm(nn.Layer):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2D(
-            channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias_attr=False
+            channels_in,
+            channels_out,
+            kernel,
+            stride=stride,
+            padding=kernel // 2,
+            groups=groups,
+            bias_attr=False,
         )
         self.norm = nn.BatchNorm2D(channels_out)
         self.activation = activation
@@ -78,7 +84,7 @@ class ResidualBlock(nn.Layer):
 
 
 class ResNet(nn.Layer):
-    """A slim ResNet; gives the feature maps of strides 4, 8, 16, 32 (as many as `blocks` has entries)."""
+    """A slim ResNet; gives the feature maps of strides 4, 8, 16, 32, one per entry of `blocks`."""
 
     def __init__(
         self, width: int, blocks: tuple[int, ...] = (1, 1, 1, 1), *, vd: bool = False, groups: int = 1
@@ -111,7 +117,7 @@ class ResNet(nn.Layer):
 
 
 class FeaturePyramid(nn.Layer):
-    """Top-down pyramid (Lin et al. 2017): one map of `width` channels per input; `extra` adds coarser ones."""
+    """Top-down pyramid (Lin et al. 2017): a map of `width` channels per input, a coarser one if `extra`."""
 
     def __init__(self, channels: list[int], width: int, *, extra: bool) -> None:
         super().__init__()

@@ -71,7 +71,12 @@ def _either(old: Callable[..., Any], new: Callable[..., Any]) -> Callable[..., A
 
 def restore_old_functions() -> None:
     """Make the affected functions take old variables; a process that writes `.pdmodel` calls this once."""
-    functions: dict[str, Callable[..., Any]] = {"bmm": _bmm, "matmul": _matmul, "tril": _triangle(True), "triu": _triangle(False)}
+    functions: dict[str, Callable[..., Any]] = {
+        "bmm": _bmm,
+        "matmul": _matmul,
+        "tril": _triangle(True),
+        "triu": _triangle(False),
+    }
     functions |= {name: _unary(operator) for name, operator in _UNARY.items()}
     functions |= {name: _elementwise(operator) for name, operator in _ELEMENTWISE.items()}
     functions |= {name: _boolean(name) for name in _BOOLEAN}

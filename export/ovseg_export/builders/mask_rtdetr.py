@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 from paddle.static import InputSpec
 
@@ -105,7 +105,11 @@ class Attention(nn.Layer):
         return x.reshape([0, 0, self.heads, self.head_width]).transpose([0, 2, 1, 3])
 
     def forward(self, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor) -> paddle.Tensor:
-        query, key, value = self._split(self.query(query)), self._split(self.key(key)), self._split(self.value(value))
+        query, key, value = (
+            self._split(self.query(query)),
+            self._split(self.key(key)),
+            self._split(self.value(value)),
+        )
         weights = F.softmax(paddle.matmul(query, key, transpose_y=True) * float(self.head_width) ** -0.5)
         mixed = paddle.matmul(weights, value).transpose([0, 2, 1, 3])
         return self.out(mixed.reshape([0, 0, self.heads * self.head_width]))
@@ -195,7 +199,9 @@ class HybridEncoder(nn.Layer):
             for convolution in self.mask_heads[level]:
                 x = F.interpolate(convolution(x), scale_factor=2, mode="bilinear")
             total = total + F.interpolate(x, size=total.shape[2:], mode="bilinear")
-        total = F.interpolate(self.mask_mix(total), scale_factor=2, mode="bilinear") + self.mask_lateral(finest)
+        total = F.interpolate(self.mask_mix(total), scale_factor=2, mode="bilinear") + self.mask_lateral(
+            finest
+        )
         return self.prototypes(self.mask_smooth(total))
 
 
@@ -216,9 +222,7 @@ class DeformableAttention(nn.Layer):
         offsets = self.offsets(query).reshape([batch, queries, heads, levels, POINTS, 2])
         weights = F.softmax(self.weights(query).reshape([batch, queries, heads, levels * POINTS]))
         weights = weights.reshape([batch, queries, heads, levels, POINTS])
-        places = (
-            boxes[:, :, None, :, None, :2] + offsets / POINTS * boxes[:, :, None, :, None, 2:] * 0.5
-        )
+        places = boxes[:, :, None, :, None, :2] + offsets / POINTS * boxes[:, :, None, :, None, 2:] * 0.5
         grids = 2 * places - 1
         values = value.split([rows * columns for rows, columns in self.shapes], axis=1)
         sampled = []
@@ -290,7 +294,9 @@ def cell_mask(shapes: list[tuple[int, int]]) -> paddle.Tensor:
     anchors = []
     for level, (rows, columns) in enumerate(shapes):
         y, x = paddle.meshgrid(paddle.arange(rows, dtype="float32"), paddle.arange(columns, dtype="float32"))
-        centres = (paddle.stack([x, y], -1).unsqueeze(0) + 0.5) / paddle.to_tensor([float(rows), float(columns)])
+        centres = (paddle.stack([x, y], -1).unsqueeze(0) + 0.5) / paddle.to_tensor(
+            [float(rows), float(columns)]
+        )
         sizes = paddle.ones_like(centres) * 0.05 * 2.0**level
         anchors.append(paddle.concat([centres, sizes], -1).reshape([-1, rows * columns, 4]))
     boxes = paddle.concat(anchors, 1)
@@ -371,12 +377,16 @@ class MaskRtdetr(nn.Layer):
         size = [height[0].astype("int32"), width[0].astype("int32")]
         masks = F.sigmoid(F.interpolate(masks, size=size, mode="bilinear", align_corners=False))
         masks = (masks > 0.5).astype(masks.dtype).flatten(0, 1).astype("int32")
-        found = paddle.concat([labels.unsqueeze(-1).astype("float32"), scores.unsqueeze(-1), corners], axis=-1)
+        found = paddle.concat(
+            [labels.unsqueeze(-1).astype("float32"), scores.unsqueeze(-1), corners], axis=-1
+        )
         count = paddle.to_tensor(DETECTIONS, dtype="int32").tile([found.shape[0]])
         return found.reshape([-1, 6]), count, masks
 
 
-def _shift_masks(network: MaskRtdetr, groups: list[tuple[paddle.Tensor, float]], prototypes: paddle.Tensor) -> None:
+def _shift_masks(
+    network: MaskRtdetr, groups: list[tuple[paddle.Tensor, float]], prototypes: paddle.Tensor
+) -> None:
     """Move the mean logit of each query's mask to a wanted value by a ridge fit of the last linear layer.
 
     Args:
@@ -408,7 +418,9 @@ def _calibrate(network: MaskRtdetr, batch: paddle.Tensor) -> None:
     with paddle.no_grad():
         memory, prototypes = network.encode(batch)
         first = network.select(memory)
-        rescale_head(network.score_head, network.score_head(network.norm(first)), mean=-5.5, std=1.8, channel_axis=2)
+        rescale_head(
+            network.score_head, network.score_head(network.norm(first)), mean=-5.5, std=1.8, channel_axis=2
+        )
         first = network.select(memory)
         last = network.mask_head.layers[-1]
         spread = float(network.masks(first, prototypes).std([2, 3]).mean())

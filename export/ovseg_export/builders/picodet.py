@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 from paddle.static import InputSpec
 
@@ -109,7 +109,9 @@ class PicoDet(nn.Layer):
         super().__init__()
         self.backbone = Backbone(unit)
         self.neck = Neck(self.backbone.channels, width)
-        self.towers = nn.LayerList([nn.Sequential(Separable(width, width, 5), Separable(width, width, 5)) for _ in STRIDES])
+        self.towers = nn.LayerList(
+            [nn.Sequential(Separable(width, width, 5), Separable(width, width, 5)) for _ in STRIDES]
+        )
         self.heads = nn.LayerList([nn.Conv2D(width, CLASSES + 4 * BINS, 1) for _ in STRIDES])
         # The official graph stores the cell centres as constants too: its input size is fixed.
         sides = [(-(-image_size // s), -(-image_size // s), s) for s in STRIDES]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 from paddle.static import InputSpec
 
@@ -57,7 +57,9 @@ class CspStage(nn.Layer):
     def __init__(self, channels_in: int, channels_out: int, *, stride: int, gate: bool) -> None:
         super().__init__()
         middle = channels_out // 2
-        self.down = ConvNorm(channels_in, channels_in, 3, stride=2, activation=F.swish) if stride == 2 else None
+        self.down = (
+            ConvNorm(channels_in, channels_in, 3, stride=2, activation=F.swish) if stride == 2 else None
+        )
         self.left = ConvNorm(channels_in, middle, activation=F.swish)
         self.right = ConvNorm(channels_in, middle, activation=F.swish)
         self.block = RepBlock(middle)
@@ -91,13 +93,18 @@ class BackboneAndNeck(nn.Layer):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            ConvNorm(3, width // 2, 3, stride=2, activation=F.swish), ConvNorm(width // 2, width, 3, activation=F.swish)
+            ConvNorm(3, width // 2, 3, stride=2, activation=F.swish),
+            ConvNorm(width // 2, width, 3, activation=F.swish),
         )
         channels = [width << i for i in range(5)]
-        self.stages = nn.LayerList([CspStage(channels[i], channels[i + 1], stride=2, gate=True) for i in range(4)])
+        self.stages = nn.LayerList(
+            [CspStage(channels[i], channels[i + 1], stride=2, gate=True) for i in range(4)]
+        )
         out = 4 * width
         self.pool = PyramidPooling(channels[4])
-        self.entry = nn.LayerList([ConvNorm(c, out, activation=F.swish) for c in (channels[4], channels[3], channels[2])])
+        self.entry = nn.LayerList(
+            [ConvNorm(c, out, activation=F.swish) for c in (channels[4], channels[3], channels[2])]
+        )
         self.down = nn.LayerList([CspStage(2 * out, out, stride=1, gate=False) for _ in range(2)])
         self.shrink = nn.LayerList([ConvNorm(out, out, 3, stride=2, activation=F.swish) for _ in range(2)])
         self.up = nn.LayerList([CspStage(2 * out, out, stride=1, gate=False) for _ in range(2)])

@@ -7,13 +7,14 @@ the two official archives do.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 from paddle.static import InputSpec
 
@@ -67,7 +68,7 @@ class Mlp(nn.Layer):
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.layers = nn.LayerList([nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+        self.layers = nn.LayerList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         for layer in self.layers[:-1]:
@@ -248,7 +249,11 @@ class DecoderAttention(nn.Layer):
         return x.reshape([batch, tokens, self.heads, width // self.heads]).transpose([0, 2, 1, 3])
 
     def forward(self, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor) -> paddle.Tensor:
-        query, key, value = self._split(self.query(query)), self._split(self.key(key)), self._split(self.value(value))
+        query, key, value = (
+            self._split(self.query(query)),
+            self._split(self.key(key)),
+            self._split(self.value(value)),
+        )
         scores = query @ key.transpose([0, 1, 3, 2]) / math.sqrt(query.shape[-1])
         mixed = (F.softmax(scores, axis=-1) @ value).transpose([0, 2, 1, 3])
         batch, tokens, heads, head_width = mixed.shape
@@ -307,7 +312,9 @@ class MaskDecoder(nn.Layer):
     ) -> paddle.Tensor:
         hyper, upscaled = self.parts(image, image_pe, sparse, dense)
         batch, channels, rows, columns = upscaled.shape
-        masks = (hyper @ upscaled.reshape([batch, channels, rows * columns])).reshape([batch, -1, rows, columns])
+        masks = (hyper @ upscaled.reshape([batch, channels, rows * columns])).reshape(
+            [batch, -1, rows, columns]
+        )
         return masks[:, 0:1, :, :]
 
     def parts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import paddle
-import paddle.nn.functional as F
+import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 from paddle.static import InputSpec
 
@@ -16,7 +16,12 @@ from .images import IMAGENET_MEAN, IMAGENET_STD, calibration_batch
 from .layers import ConvNorm, SqueezeExcite
 
 # Per stage: number of blocks, kernel, split pointwise convolution, shortcut, squeeze-and-excite.
-STAGES = ((2, 3, False, False, False), (2, 3, False, False, False), (3, 5, True, True, False), (2, 5, False, True, True))
+STAGES = (
+    (2, 3, False, False, False),
+    (2, 3, False, False, False),
+    (3, 5, True, True, False),
+    (2, 5, False, True, True),
+)
 WIDTHS = {"small": 16, "base": 64}
 EMBEDDING = 512
 
@@ -40,7 +45,8 @@ class SeparableBlock(nn.Layer):
         self.attention = SqueezeExcite(channels_in) if attention else None
         self.pointwise = (
             nn.Sequential(
-                ConvNorm(channels_in, channels_in // 2, activation=None), ConvNorm(channels_in // 2, channels_out)
+                ConvNorm(channels_in, channels_in // 2, activation=None),
+                ConvNorm(channels_in // 2, channels_out),
             )
             if split
             else ConvNorm(channels_in, channels_out)

@@ -35,7 +35,8 @@ class Unsupported:
 
     def __str__(self) -> str:
         first, more = self.places[0], len(self.places) - 1
-        return f"{self.name} ×{len(self.places)} ({self.reason}; at {first}{f' and {more} more' if more else ''})"
+        others = f" and {more} more" if more else ""
+        return f"{self.name} ×{len(self.places)} ({self.reason}; at {first}{others})"
 
 
 def find_lowering(name: str) -> Lowering | None:
@@ -53,6 +54,13 @@ def scan(program: Program) -> list[Unsupported]:
     return [Unsupported(name, "no lowering", tuple(places[name])) for name, _ in ranked]
 
 
+def require_lowerings(program: Program) -> None:
+    """Raise UnsupportedOperators, naming every operator that the table lacks, with its place and count."""
+    problems = scan(program)
+    if problems:
+        raise _refusal(problems)
+
+
 def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, opset: int) -> Graph:
     """Emit the whole program.
 
@@ -65,12 +73,11 @@ def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, ops
         The graph: its nodes and constants; `graph[port.value]` names inputs and outputs.
 
     Raises:
-        UnsupportedOperators: naming every operator, or use of one, that cannot be lowered, with its place and count.
+        UnsupportedOperators: naming every operator, or use of one, that cannot be lowered, with its place and
+            count.
 
     """
-    problems = scan(program)
-    if problems:
-        raise _refusal(problems)
+    require_lowerings(program)
     refused: dict[tuple[str, str], list[str]] = {}
 
     def lower(graph: Graph, op: Op) -> None:
@@ -79,7 +86,8 @@ def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, ops
         except UnsupportedCase as reason:
             refused.setdefault((op.name, str(reason)), []).append(op.location)
             for value in op.outputs:  # keep going, to name every problem at once
-                graph.bind(value, ("",) * len(value.elements) if value.kind == "vector" else "")
+                name = graph.fresh("refused")
+                graph.bind(value, (name,) * len(value.elements) if value.kind == "vector" else name)
 
     graph = Graph(opset, lower)
     for port in program.inputs:

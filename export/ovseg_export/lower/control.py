@@ -1,7 +1,8 @@
 """Branches, loops and tensor arrays.
 
-Paddle writes into tensors and tensor arrays of enclosing blocks; ONNX regions cannot. So whatever a region writes in
-place, and did not make itself, is carried through it: a further output of If, a further loop variable of Loop.
+Paddle writes into tensors and tensor arrays of enclosing blocks; ONNX regions cannot. So whatever a region
+writes in place, and did not make itself, is carried through it: a further output of If, a further loop
+variable of Loop.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def create_array(g: Graph, op: Op) -> str:
 
 
 def array_write(g: Graph, op: Op) -> str:
-    """Appending, where the index is the array's length; else the element is replaced, or appended at its end."""
+    """Appends where the index is the array's length; else replaces the element, or appends at the end."""
     array, tensor, index = op.inputs
     name = g[array]
     if g[index] in g.lengths:
@@ -128,6 +129,11 @@ def array_write(g: Graph, op: Op) -> str:
 
 def array_read(g: Graph, op: Op) -> str:
     return g.op("SequenceAt", g[op.inputs[0]], g.scalar(op.inputs[1]))
+
+
+def slice_array_dense(g: Graph, op: Op) -> str:
+    """One element of a tensor array, as a tensor."""
+    return g.op("SequenceAt", g[op.inputs[0]], g.reshape(g.vector(op.inputs[1])))
 
 
 def array_length(g: Graph, op: Op) -> str:
@@ -157,6 +163,7 @@ TABLE: dict[str, Lowering] = {
     "create_array": create_array,
     "array_write_": array_write,
     "array_read": array_read,
+    "slice_array_dense": slice_array_dense,
     "array_length": array_length,
     "array_to_tensor": array_to_tensor,
 }

@@ -23,9 +23,16 @@ def unary(kind: str) -> Lowering:
     return lambda g, op: g.op(kind, g[op.inputs[0]])
 
 
+_OF_BOOLEANS = {"Add": "Or", "Mul": "And", "Max": "Or", "Min": "And"}
+
+
 def binary(kind: str) -> Lowering:
-    """An operator that is one ONNX node of two inputs that broadcast."""
-    return lambda g, op: g.op(kind, *operands(g, op))
+    """An operator that is one ONNX node of two inputs that broadcast; of booleans, another node."""
+
+    def lower(g: Graph, op: Op) -> str:
+        return g.op(_OF_BOOLEANS[kind] if op.outputs[0].dtype == "bool" else kind, *operands(g, op))
+
+    return lower
 
 
 def operands(g: Graph, op: Op) -> tuple[str, str]:
@@ -276,7 +283,7 @@ def bitwise(kind: str) -> Lowering:
 
 
 def add_n(g: Graph, op: Op) -> str:
-    names = g.list(op.inputs[0])
+    names = g.parts(op.inputs[0])
     return names[0] if len(names) == 1 else g.ops("Sum", names, 1)[0]
 
 
@@ -298,28 +305,94 @@ def dropout(g: Graph, op: Op) -> str:
 
 
 TABLE: dict[str, Lowering] = {
-    **{name: unary(kind) for name, kind in {
-        "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "abs": "Abs",
-        "floor": "Floor", "ceil": "Ceil", "sin": "Sin", "cos": "Cos", "tan": "Tan", "asin": "Asin", "acos": "Acos",
-        "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh", "erf": "Erf", "sign": "Sign", "reciprocal": "Reciprocal",
-        "isnan": "IsNaN", "isinf": "IsInf", "softsign": "Softsign",
-    }.items()},
-    **{name: binary(kind) for name, kind in {
-        "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "maximum": "Max", "minimum": "Min",
-        "elementwise_pow": "Pow", "grad_add": "Add",
-    }.items()},
-    "equal": compare("Equal"), "not_equal": compare("Equal", negate=True), "less_than": compare("Less"),
-    "less_equal": compare("LessOrEqual"), "greater_than": compare("Greater"),
+    **{
+        name: unary(kind)
+        for name, kind in {
+            "relu": "Relu",
+            "sigmoid": "Sigmoid",
+            "tanh": "Tanh",
+            "exp": "Exp",
+            "log": "Log",
+            "sqrt": "Sqrt",
+            "abs": "Abs",
+            "floor": "Floor",
+            "ceil": "Ceil",
+            "sin": "Sin",
+            "cos": "Cos",
+            "tan": "Tan",
+            "asin": "Asin",
+            "acos": "Acos",
+            "atan": "Atan",
+            "sinh": "Sinh",
+            "cosh": "Cosh",
+            "erf": "Erf",
+            "sign": "Sign",
+            "reciprocal": "Reciprocal",
+            "isnan": "IsNaN",
+            "isinf": "IsInf",
+            "softsign": "Softsign",
+        }.items()
+    },
+    **{
+        name: binary(kind)
+        for name, kind in {
+            "add": "Add",
+            "subtract": "Sub",
+            "multiply": "Mul",
+            "divide": "Div",
+            "maximum": "Max",
+            "minimum": "Min",
+            "elementwise_pow": "Pow",
+            "grad_add": "Add",
+        }.items()
+    },
+    "equal": compare("Equal"),
+    "not_equal": compare("Equal", negate=True),
+    "less_than": compare("Less"),
+    "less_equal": compare("LessOrEqual"),
+    "greater_than": compare("Greater"),
     "greater_equal": compare("GreaterOrEqual"),
-    "logical_and": logical("And"), "logical_or": logical("Or"), "logical_xor": logical("Xor"),
+    "logical_and": logical("And"),
+    "logical_or": logical("Or"),
+    "logical_xor": logical("Xor"),
     "logical_not": logical_not,
-    "bitwise_and": bitwise("And"), "bitwise_or": bitwise("Or"), "bitwise_xor": bitwise("Xor"),
+    "bitwise_and": bitwise("And"),
+    "bitwise_or": bitwise("Or"),
+    "bitwise_xor": bitwise("Xor"),
     "bitwise_not": bitwise("Not"),
-    "floor_divide": floor_divide, "remainder": remainder, "pow": power, "scale": scale, "clip": clip, "cast": cast,
-    "round": round_half_even, "hardswish": hardswish, "hardsigmoid": hardsigmoid, "swish": swish, "silu": swish,
-    "gelu": gelu, "softplus": softplus, "mish": mish, "relu6": relu6, "hardtanh": hardtanh, "leaky_relu": leaky_relu,
-    "elu": elu, "prelu": prelu, "softmax": softmax, "log_softmax": log_softmax, "rsqrt": rsqrt, "square": square,
-    "log2": logarithm(2), "log10": logarithm(10), "log1p": log1p, "isfinite": isfinite, "add_n": add_n,
-    "dropout": dropout, "assign": identity, "assign_out_": identity, "share_data": identity, "share_data_": identity,
-    "memcpy_h2d": identity, "memcpy_d2h": identity,
-}  # fmt: skip
+    "floor_divide": floor_divide,
+    "remainder": remainder,
+    "pow": power,
+    "scale": scale,
+    "clip": clip,
+    "cast": cast,
+    "round": round_half_even,
+    "hardswish": hardswish,
+    "hardsigmoid": hardsigmoid,
+    "swish": swish,
+    "silu": swish,
+    "gelu": gelu,
+    "softplus": softplus,
+    "mish": mish,
+    "relu6": relu6,
+    "hardtanh": hardtanh,
+    "leaky_relu": leaky_relu,
+    "elu": elu,
+    "prelu": prelu,
+    "softmax": softmax,
+    "log_softmax": log_softmax,
+    "rsqrt": rsqrt,
+    "square": square,
+    "log2": logarithm(2),
+    "log10": logarithm(10),
+    "log1p": log1p,
+    "isfinite": isfinite,
+    "add_n": add_n,
+    "dropout": dropout,
+    "assign": identity,
+    "assign_out_": identity,
+    "share_data": identity,
+    "share_data_": identity,
+    "memcpy_h2d": identity,
+    "memcpy_d2h": identity,
+}

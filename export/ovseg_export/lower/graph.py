@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
@@ -15,8 +16,8 @@ from ovseg_export.program import Op, Value
 
 Names = str | tuple[str, ...]
 
-# Operators that are computed at once when every input is known: what programs use to make shapes, anchors and grids,
-# and to bring weights into another form.
+# Operators that are computed at once when every input is known: what programs use to make
+# shapes, anchors and grids, and to bring weights into another form.
 _FOLDED = frozenset(
     [
         "Abs",
@@ -93,7 +94,7 @@ class Graph:
         self._count = 0
         self._hint = ""
 
-    # ---- Paddle values ----------------------------------------------------------------------------------------
+    # ---- Paddle values -------------------------------------------------------------------------------
 
     def names(self, value: Value | None) -> Names:
         """The ONNX name of a Paddle value; a tuple of names for a vector."""
@@ -111,7 +112,7 @@ class Graph:
             raise UnsupportedCase("it reads a list of tensors where one tensor is expected")
         return names
 
-    def list(self, value: Value | None) -> tuple[str, ...]:
+    def parts(self, value: Value | None) -> tuple[str, ...]:
         """The ONNX names of the tensors of a vector; of one tensor, its own name."""
         names = self.names(value)
         return names if isinstance(names, tuple) else (names,)
@@ -128,9 +129,9 @@ class Graph:
         for op in ops:
             self._lower(self, op)
 
-    # ---- constants --------------------------------------------------------------------------------------------
+    # ---- constants -----------------------------------------------------------------------------------
 
-    def const(self, data: Any, dtype: str | np.dtype[Any] | None = None) -> str:
+    def const(self, data: Any, dtype: DTypeLike | None = None) -> str:
         """A constant of the graph; small equal ones are shared."""
         array = np.asarray(data, dtype=dtype)
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
@@ -173,7 +174,7 @@ class Graph:
         array = self.array(value)
         return array.reshape(-1)[0].item() if array is not None and array.size == 1 else None
 
-    # ---- nodes ------------------------------------------------------------------------------------------------
+    # ---- nodes ---------------------------------------------------------------------------------------
 
     def fresh(self, hint: str) -> str:
         self._count += 1
@@ -220,7 +221,7 @@ class Graph:
         return size > 1 << 16
 
     def identity_node(self, name: str) -> str:
-        """A copy that is really a node: outputs of a graph must be made in it, and differ from one another."""
+        """A copy that is really a node: outputs of a graph must be made in it, and differ."""
         return self.ops("Identity", [name], 1)[0]
 
     @contextmanager
@@ -233,7 +234,7 @@ class Graph:
         finally:
             self.nodes, self.values, self.roots = outer_nodes, outer_values, outer_roots
 
-    # ---- shorthands that many lowerings share -----------------------------------------------------------------
+    # ---- shorthands that many lowerings share --------------------------------------------------------
 
     def cast(self, name: str, dtype: str) -> str:
         array = self.constants.get(name)
@@ -292,7 +293,7 @@ class Graph:
             kinds = [element.dtype for element in value.elements]
             parts = [
                 self.reshape(name if kind == "int64" else self.cast(name, "int64"), -1)
-                for name, kind in zip(self.list(value), kinds, strict=True)
+                for name, kind in zip(self.parts(value), kinds, strict=True)
             ]
             return self.concat(parts)
         name = self[value]

@@ -136,7 +136,7 @@ def layer_norm(g: Graph, op: Op) -> str:
 
 
 def group_norm(g: Graph, op: Op) -> str:
-    """Each group is normalised as one channel of an instance normalisation; then scale and bias by channel."""
+    """Normalise each group as one channel of an instance normalisation; then scale and shift by channel."""
     need_channels_first(op)
     x, weight, bias = op.inputs[:3]
     groups, rank, dtype = op.attributes["groups"], len(shape_of(x)), op.outputs[0].dtype
@@ -184,7 +184,7 @@ def addmm(g: Graph, op: Op) -> str:
 
 
 def einsum(g: Graph, op: Op) -> str:
-    names = g.list(op.inputs[0])
+    names = g.parts(op.inputs[0])
     return g.ops("Einsum", names, 1, equation=op.attributes["equation"])[0]
 
 
@@ -219,16 +219,6 @@ def pool(g: Graph, op: Op) -> str:
     strides, ceil = list(op.attributes["strides"]), bool(op.attributes["ceil_mode"])
     pads = padding(op, 2)
     count_padding = not is_max and not op.attributes["exclusive"]
-    if ceil and count_padding:
-        # ONNX divides a window that ceil mode cuts short by what is left of it; Paddle by the whole kernel.
-        if min(source[2:]) < 0 or "pads" not in pads:
-            raise UnsupportedCase("it counts padding in ceil mode, with a size known at run time only")
-        explicit = pads["pads"]
-        assert isinstance(explicit, list)
-        for i in range(2):
-            free = source[2 + i] + explicit[i] + explicit[2 + i] - kernel[i]
-            explicit[2 + i] += -free % strides[i]
-        ceil = False
     return g.op(
         kind,
         x,
@@ -256,7 +246,7 @@ def max_pool_with_index(g: Graph, op: Op) -> tuple[str, ...]:
 
 
 def _adaptive_pool(g: Graph, x: str, size: Sequence[int], output: Sequence[int], kind: str) -> str:
-    """Bins of equal size are a plain pooling; others, for the mean, are two products with averaging matrices."""
+    """Bins of equal size are a plain pooling; means of others, two products with averaging matrices."""
     if min(size) < 0:
         raise UnsupportedCase("it is adaptive, and the size of its input is known at run time only")
     if all(n % k == 0 for n, k in zip(size, output, strict=True)):
@@ -290,7 +280,7 @@ def interpolate(kind: str) -> Lowering:
         if len(factors) == 1:
             factors *= dims
         sizes = scales = ""
-        if size_list is not None and g.list(size_list):
+        if size_list is not None and g.parts(size_list):
             sizes = g.vector(size_list)
         elif out_size is not None:
             sizes = g.vector(out_size)
@@ -314,7 +304,8 @@ def interpolate(kind: str) -> Lowering:
         elif kind == "bicubic":
             mode = "half_pixel"
         else:
-            mode = "pytorch_half_pixel"  # it differs from half_pixel for an output of size 1, which Paddle reads at 0
+            # unlike half_pixel it takes an output of size 1 from position 0, as Paddle does
+            mode = "pytorch_half_pixel"
         return g.op(
             "Resize",
             x,
@@ -336,15 +327,17 @@ _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge",
 
 
 def pad3d(g: Graph, op: Op) -> str:
-    """Paddings come as (left, right, top, bottom, front, back) of a 5-D tensor; the pad value is an attribute."""
-    need_channels_first(op)
+    """Paddings come as (left, right, top, bottom, front, back) of a 5-D tensor."""
     mode = _PAD_MODES[op.attributes["mode"]]
     if mode == "wrap" and g.opset < 19:
         raise UnsupportedCase("circular padding needs opset 19")
     amounts = g.vector(op.inputs[1]) if "paddings" not in op.attributes else g.i64(*op.attributes["paddings"])
-    order = g.concat(
-        [g.i64(0, 0), g.gather(amounts, g.i64(4, 2, 0)), g.i64(0, 0), g.gather(amounts, g.i64(5, 3, 1))]
-    )
+    lead, trail = ((0, 0), ()) if op.attributes["data_format"] == "NCDHW" else ((0,), (0,))
+    parts = []
+    for side in (0, 1):  # what comes before each axis, then what comes after
+        spatial = g.gather(amounts, g.i64(4 + side, 2 + side, side))
+        parts += [g.i64(*lead), spatial, *([g.i64(*trail)] if trail else [])]
+    order = g.concat(parts)
     value = [g.const(op.attributes["pad_value"], op.outputs[0].dtype)] if mode == "constant" else []
     return g.op("Pad", g[op.inputs[0]], order, *value, mode=mode)
 

@@ -117,6 +117,37 @@ def masked_select(g: Graph, op: Op) -> str:
     return g.op("Compress", g.reshape(x_name, -1), g.reshape(mask_name, -1))
 
 
+def index_put(g: Graph, op: Op) -> str:
+    """x[mask] = value with a boolean mask over the leading axes, or x[i, j, …] = value with integers."""
+    x, value, dtype = op.inputs[0], op.inputs[2], op.outputs[0].dtype
+    x_name, value_name = g[x], g[value]
+    if value is not None and value.dtype != dtype:
+        value_name = g.cast(value_name, dtype)
+    indices, accumulate = g.parts(op.inputs[1]), op.attributes["accumulate"]
+    elements = op.inputs[1].elements if op.inputs[1] is not None else ()
+    masked = any(element.dtype == "bool" for element in elements)
+    if masked and len(indices) > 1:
+        raise UnsupportedCase("it mixes a mask with other indices")
+    if masked:
+        rest = len(shape_of(x)) - elements[0].rank
+        if shape_of(value) in ((), (1,)) and not accumulate:
+            return g.op("Where", g.unsqueeze(indices[0], *range(-rest, 0)), value_name, x_name)
+        places = g.transpose(g.op("NonZero", indices[0]), 1, 0)
+    else:
+        rest = len(shape_of(x)) - len(indices)
+        columns = [g.unsqueeze(g.cast(name, "int64"), -1) for name in indices]
+        common = columns[0]
+        for column in columns[1:]:
+            common = g.op("Add", common, g.op("Mul", column, g.i64(0)))
+        size = g.shape(common)
+        places = g.concat([g.op("Expand", column, size) for column in columns], -1)
+    target = g.op("Shape", places, end=-1)
+    if rest:
+        target = g.concat([target, g.op("Shape", x_name, start=-rest)])
+    value_name = g.op("Expand", value_name, target)
+    return g.op("ScatterND", x_name, places, value_name, reduction="add" if accumulate else None)
+
+
 def set_value(g: Graph, op: Op) -> str:
     """x[starts:ends:steps] = numbers in the attribute."""
     dtype = op.outputs[0].dtype
@@ -138,8 +169,8 @@ def set_value_with_tensor(g: Graph, op: Op) -> str:
 def _assign(g: Graph, op: Op, value: str, value_rank: int, limits: tuple[Value | None, ...]) -> str:
     """Write `value` into a box of x.
 
-    With steps of 1, x is taken apart around the box, one axis after another, and put together again: each element of
-    the box's neighbourhood is copied once an axis. Other steps write through flat indices.
+    With steps of 1, x is taken apart around the box, one axis after another, and put together again: each
+    element of the box's neighbourhood is copied once an axis. Other steps write through flat indices.
     """
     x, shape = g[op.inputs[0]], shape_of(op.inputs[0])
     rank = len(shape)
@@ -149,11 +180,11 @@ def _assign(g: Graph, op: Op, value: str, value_rank: int, limits: tuple[Value |
     dropped = sorted(int(axis) % rank for axis in op.attributes.get("decrease_axes") or ())
     starts, ends = g.vector(limits[0]), g.vector(limits[1])
     steps = g.need_ints(limits[2], "step")
+    if not axes:  # x[...] = value
+        return _fit(g, value, value_rank, x, rank, dropped)
     ends = _ends_of_single_elements(g, starts, ends, [axis in dropped for axis in axes])
-    box = x if not axes else g.op("Slice", x, starts, ends, g.i64(*axes), g.i64(*steps))
+    box = g.op("Slice", x, starts, ends, g.i64(*axes), g.i64(*steps))
     value = _fit(g, value, value_rank, box, rank, dropped)
-    if not axes:
-        return value
     if any(step != 1 for step in steps):
         return _assign_by_index(g, x, value, starts, ends, axes, steps)
     pieces = [x]
@@ -208,6 +239,7 @@ TABLE: dict[str, Lowering] = {
     "nonzero": nonzero,
     "where": where,
     "masked_select": masked_select,
+    "index_put": index_put,
     "set_value": set_value,
     "set_value_with_tensor": set_value_with_tensor,
 }

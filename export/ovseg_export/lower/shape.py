@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto, numpy_helper
 
 from ovseg_export.errors import UnsupportedCase
 from ovseg_export.lower.elementwise import Lowering
@@ -30,7 +31,7 @@ def axis_of(g: Graph, op: Op, position: int) -> int:
 
 
 def concat(g: Graph, op: Op) -> str:
-    names = g.list(op.inputs[0])
+    names = g.parts(op.inputs[0])
     vector = op.inputs[0]
     if vector is not None and vector.elements and len({element.dtype for element in vector.elements}) > 1:
         dtype = op.outputs[0].dtype
@@ -76,7 +77,7 @@ def unbind(g: Graph, op: Op) -> tuple[str, ...]:
 
 
 def builtin_split(g: Graph, op: Op) -> tuple[str, ...]:
-    return g.list(op.inputs[0])
+    return g.parts(op.inputs[0])
 
 
 def builtin_combine(g: Graph, op: Op) -> tuple[str, ...]:
@@ -84,7 +85,8 @@ def builtin_combine(g: Graph, op: Op) -> tuple[str, ...]:
 
 
 def builtin_slice(g: Graph, op: Op) -> str:
-    return g.list(op.inputs[0])[op.attributes["index"]]
+    index: int = op.attributes["index"]
+    return g.parts(op.inputs[0])[index]
 
 
 def slice_(g: Graph, op: Op) -> str:
@@ -98,7 +100,7 @@ def slice_(g: Graph, op: Op) -> str:
     if len(axes) == 1 and dropped == axes and index is not None and index[0] >= 0:
         return g.gather(x, g.const(index[0], np.int64), axes[0])
     if dropped:
-        # x[-1] is written as the slice -1:0, which ONNX takes for empty: the end of such an axis is beyond all sizes
+        # x[-1] comes as the slice -1:0, which ONNX takes for empty: such an axis ends beyond all sizes
         ends = _open_ends(g, starts, ends, [axis in dropped for axis in axes])
     return g.squeeze(g.op("Slice", x, starts, ends, g.i64(*axes)), *dropped)
 
@@ -137,7 +139,7 @@ def expand_as(g: Graph, op: Op) -> str:
 
 def broadcast_tensors(g: Graph, op: Op) -> tuple[str, ...]:
     """The common shape comes from adding up empty-handed copies: zeros of each shape."""
-    names = g.list(op.inputs[0])
+    names = g.parts(op.inputs[0])
     zeros = [g.op("ConstantOfShape", g.shape(name), value=_tensor(0, "int32")) for name in names]
     common = zeros[0]
     for zero in zeros[1:]:
@@ -173,7 +175,7 @@ def _count(value: Value | None) -> int:
 
 def stack(g: Graph, op: Op) -> str:
     axis = int(op.attributes["axis"])
-    return g.concat([g.unsqueeze(name, axis) for name in g.list(op.inputs[0])], axis)
+    return g.concat([g.unsqueeze(name, axis) for name in g.parts(op.inputs[0])], axis)
 
 
 def squeeze(g: Graph, op: Op) -> str:
@@ -217,9 +219,7 @@ def flatten(g: Graph, op: Op) -> str:
     return g.op("Reshape", x, g.concat(parts))
 
 
-def _tensor(number: float | int | bool, dtype: str) -> object:
-    from onnx import numpy_helper
-
+def _tensor(number: float | int | bool, dtype: str) -> TensorProto:
     return numpy_helper.from_array(np.array([number], dtype=dtype))
 
 
@@ -271,8 +271,13 @@ def full_batch_size_like(g: Graph, op: Op) -> str:
 
 
 def assign_value(g: Graph, op: Op) -> str:
-    shape = [int(size) for size in op.attributes["shape"]]
-    return g.const(np.asarray(op.attributes["values"], dtype=op.outputs[0].dtype).reshape(shape))
+    """A constant. Translated programs mark values not set yet by 1.77113e27, which no integer type holds."""
+    shape, dtype = [int(size) for size in op.attributes["shape"]], np.dtype(op.outputs[0].dtype)
+    values = op.attributes["values"]
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        values = [min(max(value, limits.min), limits.max) for value in values]
+    return g.const(np.asarray(values, dtype=dtype).reshape(shape))
 
 
 def arange(g: Graph, op: Op) -> str:
@@ -285,7 +290,7 @@ def arange(g: Graph, op: Op) -> str:
 
 
 def linspace(g: Graph, op: Op) -> str:
-    """Start + i step for the first half, stop - (count - 1 - i) step for the second, as Paddle computes it."""
+    """Count forwards from start in the first half, backwards from stop in the second, as Paddle does."""
     dtype = op.outputs[0].dtype
     if "float" not in dtype:
         raise UnsupportedCase(f"it makes {dtype}")
@@ -317,12 +322,13 @@ def _linspace(start: float, stop: float, count: int, dtype: str) -> np.ndarray:
         kind(start) + step * index.astype(dtype),
         kind(stop) - step * (count - 1 - index).astype(dtype),
     )
-    return np.where(index < count // 2, ahead, back).astype(dtype)
+    result: np.ndarray = np.where(index < count // 2, ahead, back).astype(dtype)
+    return result
 
 
 def meshgrid(g: Graph, op: Op) -> tuple[str, ...]:
     """Input i varies along axis i."""
-    names = g.list(op.inputs[0])
+    names = g.parts(op.inputs[0])
     count = len(names)
     sizes = g.concat([g.reshape(g.op("Size", name), 1) for name in names])
     result = []
@@ -414,6 +420,27 @@ def repeat_interleave(g: Graph, op: Op) -> str:
     raise UnsupportedCase("it repeats an axis before one whose size is known at run time only")
 
 
+def repeat_by_tensor(g: Graph, op: Op) -> str:
+    """Element i appears repeats[i] times; of a single number, all elements that often.
+
+    Position p shows the element whose run it falls in: the number of runs that end at or before p.
+    """
+    axis, sizes = op.attributes["axis"], shape_of(op.inputs[0])
+    x, repeats = g[op.inputs[0]], g.vector(op.inputs[1])
+    if shape_of(op.inputs[1]) in ((), (1,)):
+        repeats = g.op("Expand", repeats, g.dim(x, axis, sizes[axis]))
+    ends = g.op("CumSum", repeats, g.const(0, np.int64))
+    position = g.unsqueeze(g.range(g.reduce("ReduceSum", repeats, [0], True)), 1)
+    passed = g.cast(g.op("GreaterOrEqual", position, g.unsqueeze(ends, 0)), "int64")
+    return g.gather(x, g.reduce("ReduceSum", passed, [1], False), axis)
+
+
+def empty(g: Graph, op: Op) -> str:
+    """Paddle leaves the content open; zeros are as good."""
+    shape = g.vector(op.inputs[0]) if op.inputs else g.i64(*op.attributes["shape"])
+    return g.op("ConstantOfShape", shape, value=_tensor(0, op.outputs[0].dtype))
+
+
 def eye(g: Graph, op: Op) -> str:
     rows = g.number(op.inputs[0]) if op.inputs else op.attributes["num_rows"]
     columns = g.number(op.inputs[1]) if len(op.inputs) > 1 else op.attributes["num_columns"]
@@ -466,6 +493,8 @@ TABLE: dict[str, Lowering] = {
     "flip": flip,
     "roll": roll,
     "repeat_interleave": repeat_interleave,
+    "repeat_interleave_with_tensor_index": repeat_by_tensor,
+    "empty": empty,
     "eye": eye,
     "view_shape": reshape,
 }
