@@ -89,11 +89,11 @@ def write_archive(
 def _name_buffers(network: Any) -> None:
     """Rename buffers after their place in the network.
 
-    Paddle names them by a counter of the process, and the parameter file is sorted by name: "…_99" and
-    "…_100" would change places depending on what ran before.
+    Paddle names them by a counter when a name is first asked for, in an order that is its own affair, and
+    the parameter file is sorted by name: two builds could differ in the order of their bytes.
     """
     for place, buffer in network.named_buffers():
-        if buffer.name.startswith("generated_tensor"):
+        if buffer.name.startswith(("eager_tmp", "generated_tensor")):
             buffer.name = f"buffer.{place}"
 
 
