@@ -266,6 +266,14 @@ def test_ppyoloe_without_detections_gives_one_row_of_zeros(tmp_path: Path) -> No
     assert not masks.any()
 
 
+@pytest.mark.parametrize("name", ["sam-box", "picodet", "rtdetr"])
+def test_parameter_names_do_not_depend_on_what_ran_before(name: str, results: Any) -> None:
+    folder, _ = results(name)
+    text = (folder / "inference.json").read_text()
+    assert "buffer." in text
+    assert "eager_tmp" not in text
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_same_seed_gives_identical_bytes(name: str, results: Any, tmp_path: Path) -> None:
     folder, _ = results(name)
@@ -287,7 +295,10 @@ def test_old_format_agrees(name: str, results: Any, tmp_path: Path) -> None:
     old = run_paddle(folder, [CASES[name].feed(1)])[0]
     for a, b in zip(new[0], old, strict=True):
         assert a.shape == b.shape
-        if a.dtype == np.float32:
+        if a.ndim == 3:
+            # Rows of nearly equal score may change places; the share of each mask does not.
+            np.testing.assert_allclose(np.sort(a.mean((1, 2))), np.sort(b.mean((1, 2))), atol=1e-3)
+        elif a.dtype == np.float32:
             np.testing.assert_allclose(np.sort(a, axis=0), np.sort(b, axis=0), atol=0.05)
 
 

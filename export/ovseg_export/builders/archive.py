@@ -73,6 +73,7 @@ def write_archive(
         paddle.seed(seed)
         blueprint: Blueprint = module.make(seed=seed, **options)
         blueprint.network.eval()
+        _name_buffers(blueprint.network)
         out_dir.mkdir(parents=True, exist_ok=True)
         for stale in out_dir.glob("inference.*"):
             stale.unlink()
@@ -83,6 +84,17 @@ def write_archive(
         yaml.safe_dump(json.loads(json.dumps(blueprint.config)), sort_keys=False), encoding="utf-8"
     )
     return out_dir
+
+
+def _name_buffers(network: Any) -> None:
+    """Rename buffers after their place in the network.
+
+    Paddle names them by a counter when a name is first asked for, in an order that is its own affair, and
+    the parameter file is sorted by name: two builds could differ in the order of their bytes.
+    """
+    for place, buffer in network.named_buffers():
+        if buffer.name.startswith(("eager_tmp", "generated_tensor")):
+            buffer.name = f"buffer.{place}"
 
 
 def _write_in_fresh_process(
