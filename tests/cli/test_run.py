@@ -200,7 +200,13 @@ def test_ctrl_c_ends_cleanly(image_file: Path, sam_folders: dict[str, Path], tmp
     ]
     command += ["--save-path", "output", "--model-dir", str(sam_folders["general"]), "--device", "cpu"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     while not any((tmp_path / "output").glob("*.json")):

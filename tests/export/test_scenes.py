@@ -132,7 +132,7 @@ def test_ids_lie_where_the_object_is(store: Path) -> None:
         rng = np.random.default_rng(seed)
         placed = _place(rng, library.object_pixels(library.objects[0]), 120, 256)
         assert placed is not None
-        colour, alpha, _, _ = placed
+        colour, alpha = placed
         whole = alpha >= 128
         canvas = np.full((*alpha.shape, 3), (255, 255, 0), np.uint8)
         _blend(canvas, colour, alpha)
@@ -157,7 +157,7 @@ def test_hidden_and_tiny_instances_are_dropped_and_the_rest_renumbered() -> None
         ("c", "s", "", 99, box),
         ("d", "s", "", 800, box),
     ]
-    instances, out = _visible(ids, pasted, 512)
+    instances, out = _visible(ids, pasted, 512, 0.25)
     assert [(i.id, i.key, i.pixels, i.visible) for i in instances] == [
         (1, "a", 2500, 1.0),
         (2, "d", 400, 0.5),
@@ -261,3 +261,12 @@ def test_pregenerate_is_deterministic_and_resumes(store: Path, tmp_path: Path) -
     assert np.array_equal(ids, scene(job, Library(store, "train"), 2).ids)
     with pytest.raises(ValueError, match="another job"):
         generate(Job(str(store), "train", 128, 6, "crowded"), tmp_path / "a", 6)
+
+
+def test_objects_keep_the_share_in_sight_that_the_mix_asks_for(store: Path) -> None:
+    library = Library(store, "train")
+    for seed in range(40):
+        made = compose(np.random.default_rng(seed), library, 256, MIXES["ordinary"])
+        assert all(instance.visible >= 0.6 for instance in made.instances)
+        # Nothing was pasted and then dropped for being hidden: what is in the picture has an id.
+        assert len(made.instances) <= 6
