@@ -272,7 +272,7 @@ def convert_precision(
 def choose_method(model: ModelProto, precision: str, role: str = "model") -> str:
     """How to bring a graph to a precision: `fp32` (leave it), `fp16`, `int8 static` or `int8 dynamic`.
 
-    Static where most weights are in convolutions, else dynamic; heads do not count. The decoder of a promptable model
+    Static where most weights (but heads) are in convolutions, else dynamic. The decoder of a promptable model
     stays float32 in int8: it is small, and its outputs are the masks themselves.
     """
     if precision in ("fp32", "fp16"):
