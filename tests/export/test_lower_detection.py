@@ -56,7 +56,7 @@ def test_distribute_fpn_proposals(pixel_offset: bool, compare: Compare) -> None:
     plus = float(pixel_offset)
     for i, length in enumerate([112, 224, 448, 111.9999, 0, 896]):  # at the borders of levels
         rois[i] = [0, 0, length - plus, length - plus]
-    rois[6] = [10, 10, 5, 30]  # turned inside out
+    rois[6], rois[7] = [10, 10, 5, 30], [400, 0, 0, 900]  # turned inside out
     specs = [((-1, 4), "float32"), ((-1,), "int32")]
     feeds = [[rois, [40]], [rois, [15, 0, 25]], [rois[:1], [1]], [rois[4:7], [1, 2]], [rois[:0], [0]]]
     compare(function, specs, *feeds, tolerance=0)
@@ -110,7 +110,8 @@ def test_generate_proposals(pixel_offset: bool, before: int, after: int, compare
     )
     huge = proposal_inputs(1)
     huge[1] = huge[1] + 9  # sizes beyond the clipped logarithm
-    feeds = [proposal_inputs(1), proposal_inputs(3), proposal_inputs(1, 1, 1), huge]
+    wide = [*huge[:2], np.array([[30000.0, 40000.0]]), *huge[3:]]  # and a picture that holds them
+    feeds = [proposal_inputs(1), proposal_inputs(3), proposal_inputs(1, 1, 1), huge, wide]
     compare(function, PROPOSAL_SPECS, *feeds, tolerance=1e-5)
 
 

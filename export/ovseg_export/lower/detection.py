@@ -172,7 +172,10 @@ def _decode(g: Graph, anchors: str, deltas: str, offset: float) -> str:
 
 
 def _clip(g: Graph, boxes: str, image_size: str, min_size: float, offset: float) -> tuple[str, str]:
-    """Clip boxes to their image (height, width); and which of them are large enough. [images, boxes]."""
+    """Clip boxes to their image (height, width); and which of them are large enough. [images, boxes].
+
+    Where pixels count, Paddle also asks for a centre within the image; of a clipped box it always is.
+    """
     height, width = g.ops("Split", [image_size, g.i64(1, 1)], 2, axis=1)
     limits = g.unsqueeze(g.concat([width, height, width, height], 1), 1)
     if offset:
@@ -182,11 +185,6 @@ def _clip(g: Graph, boxes: str, image_size: str, min_size: float, offset: float)
     plus, least = g.const(offset, np.float32), g.const(max(min_size, 1.0), np.float32)
     w, h = g.op("Add", g.op("Sub", x2, x1), plus), g.op("Add", g.op("Sub", y2, y1), plus)
     valid = g.op("And", g.op("GreaterOrEqual", w, least), g.op("GreaterOrEqual", h, least))
-    if offset:
-        half = g.const(0.5, np.float32)
-        inside_x = g.op("LessOrEqual", g.op("Add", x1, g.op("Mul", w, half)), width)
-        inside_y = g.op("LessOrEqual", g.op("Add", y1, g.op("Mul", h, half)), height)
-        valid = g.op("And", valid, g.op("And", inside_x, inside_y))
     return boxes, valid
 
 
