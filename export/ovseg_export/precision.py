@@ -272,7 +272,7 @@ def convert_precision(
 def choose_method(model: ModelProto, precision: str, role: str = "model") -> str:
     """How to bring a graph to a precision: `fp32` (leave it), `fp16`, `int8 static` or `int8 dynamic`.
 
-    Static where most weights are in convolutions, else dynamic. The decoder of a promptable model
+    Static where most weights (but heads) are in convolutions, else dynamic. The decoder of a promptable model
     stays float32 in int8: it is small, and its outputs are the masks themselves.
     """
     if precision in ("fp32", "fp16"):
@@ -282,7 +282,8 @@ def choose_method(model: ModelProto, precision: str, role: str = "model") -> str
     graph = _Graph(model)
     weights: Counter[str] = Counter()
     for node in graph.products():
-        weights[node.op_type] += int(np.prod(graph.initializers[node.input[1]].dims))
+        if not graph.is_head(node):
+            weights[node.op_type] += int(np.prod(graph.initializers[node.input[1]].dims))
     in_matrices = weights["MatMul"] + weights["Gemm"]
     in_convolutions = weights["Conv"]
     if not in_matrices and not in_convolutions:

@@ -56,7 +56,7 @@ def test_distribute_fpn_proposals(pixel_offset: bool, compare: Compare) -> None:
     plus = float(pixel_offset)
     for i, length in enumerate([112, 224, 448, 111.9999, 0, 896]):  # at the borders of levels
         rois[i] = [0, 0, length - plus, length - plus]
-    rois[6] = [10, 10, 5, 30]  # turned inside out
+    rois[6], rois[7] = [10, 10, 5, 30], [400, 0, 0, 900]  # turned inside out
     specs = [((-1, 4), "float32"), ((-1,), "int32")]
     feeds = [[rois, [40]], [rois, [15, 0, 25]], [rois[:1], [1]], [rois[4:7], [1, 2]], [rois[:0], [0]]]
     compare(function, specs, *feeds, tolerance=0)
@@ -110,7 +110,8 @@ def test_generate_proposals(pixel_offset: bool, before: int, after: int, compare
     )
     huge = proposal_inputs(1)
     huge[1] = huge[1] + 9  # sizes beyond the clipped logarithm
-    feeds = [proposal_inputs(1), proposal_inputs(3), proposal_inputs(1, 1, 1), huge]
+    wide = [*huge[:2], np.array([[30000.0, 40000.0]]), *huge[3:]]  # and a picture that holds them
+    feeds = [proposal_inputs(1), proposal_inputs(3), proposal_inputs(1, 1, 1), huge, wide]
     compare(function, PROPOSAL_SPECS, *feeds, tolerance=1e-5)
 
 
@@ -170,6 +171,28 @@ def test_multiclass_nms_with_boxes_by_class(name: str, compare: Compare) -> None
     compare(nms_function(**NMS_OPTIONS[name]), specs, *feeds, tolerance=0)
 
 
+def make_empty_boxes(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Points, lines and boxes on a small grid: many touch, many are equal. [*shape, 4]."""
+    start, side = rng.integers(0, 5, (*shape, 2)), rng.integers(0, 3, (*shape, 2))
+    return np.concatenate([start, start + side], -1).astype(float)
+
+
+@pytest.mark.parametrize("name", NMS_OPTIONS)
+def test_multiclass_nms_of_boxes_without_area(name: str, compare: Compare) -> None:
+    rng = np.random.default_rng(0)
+    boxes, scores = make_empty_boxes(rng, 2, 60), rng.uniform(0, 1, (2, 3, 60)) ** 2
+    boxes[:, 5] = boxes[:, 3]
+    specs = [((-1, -1, 4), "float32"), ((-1, 3, -1), "float32")]
+    feeds = [[boxes, scores], [boxes, np.round(scores, 1)]]
+    # one box without area, two, and two that do not touch
+    for pair in ([0, 0, 9, 9], [5, 5, 5, 5]), ([5, 5, 5, 5], [5, 5, 5, 7]), ([5, 5, 5, 5], [6, 5, 6, 5]):
+        feeds.append([np.array([pair]), np.array([[[0, 0], [0.8, 0.9], [0, 0]]])])
+    compare(nms_function(**NMS_OPTIONS[name]), specs, *feeds, tolerance=0)
+    by_class = make_empty_boxes(rng, 60, 3)
+    specs = [((-1, 3, 4), "float32"), ((-1, 3), "float32"), ((-1,), "int32")]
+    compare(nms_function(**NMS_OPTIONS[name]), specs, [by_class, scores[0].T, [25, 0, 35]], tolerance=0)
+
+
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize(
     "options", [{"nms_top_k": 20, "keep_top_k": 15}, {"nms_top_k": -1, "keep_top_k": -1}]
@@ -191,3 +214,32 @@ def test_matrix_nms(gaussian: bool, options: dict[str, int], compare: Compare) -
 def test_nms(compare: Compare) -> None:
     boxes = make_boxes(np.random.default_rng(0), 50)
     compare(lambda boxes: ops.nms(boxes, 0.4), [((-1, 4), "float32")], [boxes], [boxes[:1]])
+
+
+def test_suppression_of_boxes_without_area(compare: Compare) -> None:
+    """0 / 0 is no overlap for `nms` and `matrix_nms`."""
+    rng = np.random.default_rng(0)
+    boxes, scores = make_empty_boxes(rng, 1, 40), rng.uniform(0.1, 1, (1, 2, 40))
+    compare(lambda boxes: ops.nms(boxes, 0.4), [((-1, 4), "float32")], [boxes[0]])
+    specs = [((-1, -1, 4), "float32"), ((-1, 2, -1), "float32")]
+
+    def function(boxes: Any, scores: Any) -> Any:
+        results = []
+        for gaussian in (False, True):
+            results += ops.matrix_nms(
+                boxes, scores, 0.1, 0.05, 30, 50, gaussian, return_index=True, background_label=-1
+            )
+        return results
+
+    compare(function, specs, [boxes, scores], tolerance=1e-5)
+
+
+@pytest.mark.parametrize("min_size", [0.0, 1.0])
+def test_generate_proposals_leaves_out_boxes_without_area(min_size: float, compare: Compare) -> None:
+    """Sides of less than a pixel go, whatever `min_size` says."""
+    function = proposals(False, pre_nms_top_n=100, post_nms_top_n=50, nms_thresh=0.6, min_size=min_size)
+    inputs = proposal_inputs(2)
+    inputs[1][:, 3] -= 9  # the first kind of anchor becomes flat
+    inputs[1][:, 2, :3] -= 40
+    inputs[1][:, 4:6] += 30  # the second moves out of the picture, and is clipped to a line
+    compare(function, PROPOSAL_SPECS, inputs, tolerance=1e-5)

@@ -360,6 +360,29 @@ def test_method_follows_where_the_weights_are(conv_net: ModelProto, transformer:
     assert choose_method(conv_net, "fp16", "decoder") == "fp16"
 
 
+def test_method_leaves_heads_out() -> None:
+    """An embedding's last product holds most of the weights, and stays float32."""
+    rng = np.random.default_rng(7)
+    nodes = [
+        node("Conv", "image w", "c"),
+        node("Relu", "c", "r"),
+        node("Conv", "r w2", "c2"),
+        node("GlobalAveragePool", "c2", "pooled"),
+        node("Flatten", "pooled", "flat"),
+        node("MatMul", "flat head", "y"),
+    ]
+    shapes = {"w": (16, 3, 3, 3), "w2": (16, 16, 3, 3), "head": (16, 512)}
+    constants = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    model = build(nodes, constants, {"image": [1, 3, 8, 8]}, {"y": [1, 512]})
+    assert choose_method(model, "int8") == "int8 static"
+    results, _ = convert_precision(
+        {"model": model}, "int8", [{"image": x["image"][:1, :, :8, :8]} for x in pictures(3)]
+    )
+    assert ops(results["model"])["QuantizeLinear"] > 0
+    only_head = build([node("MatMul", "flat head", "y")], constants, {"flat": [1, 16]}, {"y": [1, 512]})
+    assert choose_method(only_head, "int8") == "fp32"
+
+
 def test_convert_precision_chains_graphs_and_reports(conv_net: ModelProto) -> None:
     nodes = [node("Conv", "wide w", "low_res_masks"), node("Mul", "low_res_masks gain", "scaled")]
     weight = np.random.default_rng(6).normal(size=(1, 16, 1, 1)).astype(np.float32)

@@ -172,7 +172,10 @@ def _decode(g: Graph, anchors: str, deltas: str, offset: float) -> str:
 
 
 def _clip(g: Graph, boxes: str, image_size: str, min_size: float, offset: float) -> tuple[str, str]:
-    """Clip boxes to their image (height, width); and which of them are large enough. [images, boxes]."""
+    """Clip boxes to their image (height, width); and which of them are large enough. [images, boxes].
+
+    Where pixels count, Paddle also asks for a centre within the image; of a clipped box it always is.
+    """
     height, width = g.ops("Split", [image_size, g.i64(1, 1)], 2, axis=1)
     limits = g.unsqueeze(g.concat([width, height, width, height], 1), 1)
     if offset:
@@ -182,11 +185,6 @@ def _clip(g: Graph, boxes: str, image_size: str, min_size: float, offset: float)
     plus, least = g.const(offset, np.float32), g.const(max(min_size, 1.0), np.float32)
     w, h = g.op("Add", g.op("Sub", x2, x1), plus), g.op("Add", g.op("Sub", y2, y1), plus)
     valid = g.op("And", g.op("GreaterOrEqual", w, least), g.op("GreaterOrEqual", h, least))
-    if offset:
-        half = g.const(0.5, np.float32)
-        inside_x = g.op("LessOrEqual", g.op("Add", x1, g.op("Mul", w, half)), width)
-        inside_y = g.op("LessOrEqual", g.op("Add", y1, g.op("Mul", h, half)), height)
-        valid = g.op("And", valid, g.op("And", inside_x, inside_y))
     return boxes, valid
 
 
@@ -222,7 +220,7 @@ def _suppress(g: Graph, op: Op, boxes: str, scores: str, candidates: int) -> str
     top = a["nms_top_k"]
     if top > -1 and not 0 <= candidates <= top:
         scores = _mask_beyond_best(g, op, scores, threshold, top)
-    return g.op(
+    chosen = g.op(
         "NonMaxSuppression",
         _inclusive(g, boxes, not a["normalized"]),
         scores,
@@ -230,6 +228,60 @@ def _suppress(g: Graph, op: Op, boxes: str, scores: str, candidates: int) -> str
         g.const([a["nms_threshold"]], np.float32),
         g.reshape(threshold, 1),
     )
+    return _suppress_empty(g, op, boxes, chosen) if a["normalized"] else chosen
+
+
+def _suppress_empty(g: Graph, op: Op, boxes: str, chosen: str) -> str:
+    """What ONNX's NMS chose, without the boxes of no area that touch a better such box of their class.
+
+    Their overlap is 0 / 0, which Paddle's multiclass_nms3 does not take for below the threshold (its other
+    operators do); ONNX's keeps every box of no area. Clipping at the border of a picture makes many.
+    """
+    found = g.op("GatherND", boxes, g.gather(chosen, g.i64(0, 2), 1))
+    first, last = g.ops("Split", [found, g.i64(2, 2)], 2, axis=1)
+    area = g.reduce("ReduceProd", g.op("Sub", last, first), [1], False)
+    empty = g.op("Equal", area, g.const(0, np.float32))
+    count = g.reduce("ReduceSum", g.cast(empty, "int64"), None, False)
+    branches = []
+    for label in ("then", "else"):
+        with g.region() as nodes:
+            result = chosen
+            if label == "then":
+                rows = g.reshape(g.op("NonZero", empty), -1)
+                corners_, owner = g.gather(found, rows), g.gather(g.gather(chosen, g.i64(0, 1), 1), rows)
+                alive = g.cast(_first_of_touching(g, op, corners_, owner), "int64")
+                ones = g.op("Expand", g.i64(1), g.shape(empty))
+                kept = g.cast(g.op("ScatterElements", ones, rows, alive, axis=0), "bool")
+                result = g.op("Compress", chosen, kept, axis=0)
+            result = g.identity_node(result)
+            types = {result: Value(0, "int64", ())}
+            branches.append(g.subgraph(nodes, f"empty_{label}_{op.index}", (), [result], types))
+    several = g.op("Greater", count, g.const(1, np.int64))
+    return g.ops("If", [several], 1, then_branch=branches[0], else_branch=branches[1])[0]
+
+
+def _first_of_touching(g: Graph, op: Op, boxes: str, owner: str) -> str:
+    """Which boxes [m, 4], best first, touch no better one that stays and has the same `owner` [m, 2]. [m]."""
+    count = g.op("Shape", boxes, start=0, end=1)
+    starts, ends = g.ops("Split", [boxes, g.i64(2, 2)], 2, axis=1)
+    everything = g.op("Expand", g.const([True]), count)
+    true = g.const(True)
+    with g.region() as nodes:
+        i, running, alive = g.fresh("i"), g.fresh("running"), g.fresh("alive")
+        near = (
+            g.op("LessOrEqual", starts, g.gather(ends, i)),
+            g.op("GreaterOrEqual", ends, g.gather(starts, i)),
+            g.op("Equal", owner, g.gather(owner, i)),
+        )
+        met = g.reduce("ReduceMin", g.cast(g.concat(near, 1), "int32"), [1], False)
+        worse = g.op("And", g.cast(met, "bool"), g.op("Greater", g.range(count), i))
+        goes = g.op("And", worse, g.gather(alive, i))
+        results = [g.identity_node(running), g.identity_node(g.op("And", alive, g.op("Not", goes)))]
+        flag, flags = Value(0, "bool", (), "scalar"), Value(0, "bool", ())
+        types = {i: Value(0, "int64", (), "scalar"), running: flag, alive: flags}
+        types |= dict(zip(results, (flag, flags), strict=True))
+        body = g.subgraph(nodes, f"touching_{op.index}", [i, running, alive], results, types)
+    return g.ops("Loop", [g.reshape(count), true, everything], 1, body=body)[0]
 
 
 def _mask_beyond_best(g: Graph, op: Op, scores: str, threshold: str, top: int) -> str:
