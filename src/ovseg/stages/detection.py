@@ -205,8 +205,8 @@ def class_thresholds(classes: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     """Clip boxes Nx4 (x1, y1, x2, y2) to an image of `height`x`width` pixels."""
-    limits = np.array([width, height, width, height], dtype=boxes.dtype)
-    return np.minimum(np.maximum(boxes, 0), limits)
+    clipped: np.ndarray = np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+    return clipped
 
 
 def rounded_boxes(boxes: np.ndarray) -> np.ndarray:
