@@ -104,6 +104,14 @@ def test_a_class_has_one_colour_whatever_else_is_there() -> None:
     assert np.abs(alone[30, 12] - expected).max() <= 1
 
 
+def test_a_mask_is_drawn_as_far_as_its_box() -> None:
+    result = make_result([("dog", 1, 0.9, [20.0, 20.0, 40.0, 40.0])])
+    result["masks"][0][:] = 1
+    picture = np.asarray(result.draw())
+    assert (picture[25:35, 25:35] != 90).any(axis=-1).all()
+    assert (picture[43:] == 90).all() and (picture[22:, 43:] == 90).all() and (picture[22:, :17] == 90).all()
+
+
 @pytest.mark.parametrize("side", [1, 60, 4000])
 def test_draws_any_size(side: int) -> None:
     box = [0.0, 0.0, float(side), float(side)]

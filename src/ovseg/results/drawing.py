@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from ..stages.detection import rounded_boxes
+
 # Colours (R, G, B) that keep apart from each other and from most pictures; the i-th object has the i-th
 # colour, so that a picture is the same each time it is made.
 PALETTE = (
@@ -61,7 +63,7 @@ def draw_prompted_masks(
 def draw_instances(
     pixels: np.ndarray, masks: Sequence[np.ndarray], boxes: Sequence[Mapping[str, Any]]
 ) -> PIL.Image.Image:
-    """Draw masks with their outlines, then boxes, then labels, each class in its own colour.
+    """Draw masks with their outlines, as far as their boxes go, then boxes and labels, by class.
 
     Lines and letters grow with the image, and do not become smaller than can be read.
 
@@ -73,8 +75,12 @@ def draw_instances(
     canvas = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     scale = max(1.0, max(canvas.shape[:2]) / 640)
     thickness = round(1.5 * scale)
-    for mask, box in zip(masks, boxes, strict=True):
-        _draw_mask(canvas, np.ascontiguousarray(mask).view(np.uint8), colour_of(box["cls_id"]), thickness)
+    whole = rounded_boxes(np.array([box["coordinate"] for box in boxes])).tolist()
+    for mask, box, (x1, y1, x2, y2) in zip(masks, boxes, whole, strict=True):
+        # What a mask has beyond its box is left out, as in PaddleX's pictures.
+        if x1 < x2 and y1 < y2:
+            inside = np.ascontiguousarray(mask[y1:y2, x1:x2]).view(np.uint8)
+            _draw_mask(canvas[y1:y2, x1:x2], inside, colour_of(box["cls_id"]), thickness)
     corners = [_corners(canvas, box["coordinate"]) for box in boxes]
     for box, (x1, y1, x2, y2) in zip(boxes, corners, strict=True):
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour_of(box["cls_id"]), thickness)
