@@ -1,4 +1,4 @@
-"""Fixtures for what needs a promptable model: small graphs in model folders, and an image."""
+"""Fixtures for what needs a model: small graphs in model folders, and an image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from instance_graphs import KINDS
+from instance_graphs import write_folder as write_instance_folder
 from sam_graphs import DECODERS, write_folder
 
 
@@ -15,6 +17,13 @@ def sam_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Model folders with every kind of decoder."""
     base = tmp_path_factory.mktemp("models")
     return {kind: write_folder(base / kind, kind) for kind in DECODERS}
+
+
+@pytest.fixture(scope="session")
+def instance_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model folders of instance segmentation: in batches, one by one, and without boxes."""
+    base = tmp_path_factory.mktemp("instance_models")
+    return {kind: write_instance_folder(base / kind, kind) for kind in KINDS}
 
 
 @pytest.fixture

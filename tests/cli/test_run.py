@@ -253,3 +253,68 @@ def test_progress_on_a_terminal(
 def test_debug_shows_the_traceback(run: Run, image_file: Path) -> None:
     done = run("--input", image_file, "--prompt", "[]", "--debug")
     assert done.returncode == 1 and "Traceback" in done.stderr and "PromptError" in done.stderr
+
+
+@pytest.fixture
+def run_instances(instance_folders: dict[str, Path], tmp_path: Path) -> Run:
+    """Run `ovs run instance_segmentation` in its own process and in `tmp_path`."""
+    for i, value in enumerate((255, 250, 240)):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((40 + i // 2, 60, 3), value, np.uint8))
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [*OVS, "run", "instance_segmentation", "--device", "cpu"]
+        command += ["--model-dir", str(instance_folders["batch"]), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+
+    return run
+
+
+def test_instances_first_command(run_instances: Run, tmp_path: Path) -> None:
+    done = run_instances("--input", "0.png", "--threshold", "0.5", "--save_path", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(
+        "{'res': {'input_path': '0.png', 'page_index': None, 'boxes': [{'cls_id': 2"
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0_res.json", "0_res.png"]
+    saved = json.loads((tmp_path / "out" / "0_res.json").read_text())
+    assert [box["label"] for box in saved["boxes"]] == ["traffic light", "person"]
+    assert [mask.shape for mask in decode_rle(saved["masks"])] == [(40, 60)] * 2
+
+
+def test_instances_in_batches_with_thresholds_by_class(run_instances: Run, tmp_path: Path) -> None:
+    inputs = ["--input", "0.png", "--input", "missing.png", "--input", "1.png", "--input", "2.png"]
+    thresholds = '{"person": 0.1, "traffic light": 0.7}'
+    done = run_instances(*inputs, "--batch_size", "2", "--threshold", thresholds, "--json")
+    assert done.returncode == 2 and "missing.png" in done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [result["input_path"] for result in results] == ["0.png", "1.png", "2.png"]
+    assert [[box["label"] for box in result["boxes"]] for result in results] == [
+        ["traffic light", "person"]
+    ] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threshold", "1.5"], "The threshold is 1.5"),
+        (["--threshold", "half"], "--threshold 'half' cannot be read"),
+        (["--threshold", '{"cat": 0.5}'], "the class 'cat'"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--prompt", BOXES], "--prompt is not an option of instance_segmentation"),
+        (["--prompt-type", "box"], "--prompt-type is not an option of instance_segmentation"),
+        (["--mask-format", "png"], "'png'"),
+    ],
+)
+def test_bad_arguments_of_instances(
+    run_instances: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = run_instances("--input", "0.png", "--save-path", "out", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_an_option_of_another_pipeline(run: Run, image_file: Path) -> None:
+    done = run("--input", image_file, "--prompt", BOXES, "--threshold", "0.5")
+    assert done.returncode == 2
+    assert "--threshold is not an option of open_vocabulary_segmentation" in done.stderr

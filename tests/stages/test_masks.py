@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from ovseg.stages.masks import decode_rle, encode_rle, upsample_masks
+from ovseg.stages.masks import (
+    binary_masks,
+    decode_rle,
+    encode_rle,
+    mask_boxes,
+    mask_polygons,
+    upsample_masks,
+)
 
 
 def resize_bilinear(values: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -56,3 +63,36 @@ def test_rle_survives_json(dtype: type) -> None:
     decoded = decode_rle(encoded)
     assert all(mask.dtype == np.int8 for mask in decoded)
     assert np.array_equal(np.stack(decoded), masks.astype(np.int8))
+
+
+def test_binary_masks_choose_and_fit_the_image() -> None:
+    masks = np.zeros((3, 4, 6), np.float32)
+    masks[0, 1, 2] = masks[2, 3, 5] = 1
+    chosen = binary_masks(masks, np.array([2, 0]), 4, 6)
+    assert chosen.dtype == np.int8
+    assert [np.argwhere(mask).tolist() for mask in chosen] == [[[3, 5]], [[1, 2]]]
+    smaller = binary_masks(masks, np.array([2, 0]), 3, 5)
+    assert smaller.shape == (2, 3, 5) and np.argwhere(smaller).tolist() == [[1, 1, 2]]
+    larger = binary_masks(masks, np.array([2]), 5, 8)
+    assert larger.shape == (1, 5, 8) and np.argwhere(larger).tolist() == [[0, 3, 5]]
+    assert binary_masks(masks, np.array([], int), 4, 6).shape == (0, 4, 6)
+
+
+def test_boxes_of_masks() -> None:
+    masks = np.zeros((2, 8, 9), np.int8)
+    masks[0, 2:5, 3:8] = 1
+    assert mask_boxes(list(masks)).tolist() == [[3, 2, 8, 5], [0, 0, 0, 0]]
+
+
+def test_polygons_of_a_mask() -> None:
+    mask = np.zeros((20, 30), np.int8)
+    mask[2:6, 3:9] = 1
+    mask[10:18, 20:28] = 1
+    mask[12:14, 22:24] = 0  # a hole
+    mask[0, 0] = 1  # a pixel has no area
+    polygons = mask_polygons(mask)
+    assert sorted(polygons) == [
+        [3.0, 2.0, 3.0, 5.0, 8.0, 5.0, 8.0, 2.0],
+        [20.0, 10.0, 20.0, 17.0, 27.0, 17.0, 27.0, 10.0],
+    ]
+    assert mask_polygons(np.zeros((5, 5), np.int8)) == []

@@ -15,6 +15,7 @@ from ..errors import ConfigError, OvsError, PromptError, SaveError
 from .options import DEVICE, MODEL, MODEL_DIR
 
 if TYPE_CHECKING:
+    from ..pipelines.base import Pipeline
     from ..results.base import Result
 
 NAME = typer.Argument(None, metavar="[PIPELINE]", help="Name of a pipeline, or path of its YAML file.")
@@ -25,9 +26,16 @@ INPUT = typer.Option(
 PROMPT_TYPE = typer.Option(None, "--prompt-type", help="box (the default) or point.")
 PROMPT = typer.Option(None, "--prompt", help='Such as "[[112.9, 118.4, 513.8, 382.1]]".')
 SAVE_PATH = typer.Option(None, "--save-path", "-o", help="Folder for pictures and JSON.")
-MASK_FORMAT = typer.Option("rle", "--mask-format", help="Masks in JSON: rle or list.")
+THRESHOLD = typer.Option(
+    None, "--threshold", help="Least score, such as 0.5, or one for each class: '{\"person\": 0.5}'."
+)
+BATCH_SIZE = typer.Option(None, "--batch-size", help="Images that go through the model at once.")
+MASK_FORMAT = typer.Option(None, "--mask-format", help="Masks in JSON: rle (the default) or list.")
 QUIET = typer.Option(False, "--quiet", "-q", help="Do not print the results.")
 AS_JSON = typer.Option(False, "--json", help="Print each result as one line of JSON, and nothing else.")
+
+# Of options that are not given, where the pipeline has them: nested lists of masks are megabytes.
+DEFAULTS = {"mask_format": "rle"}
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +50,8 @@ def run(
     input: list[str] = INPUT,
     prompt_type: str = PROMPT_TYPE,
     prompt: str = PROMPT,
+    threshold: str = THRESHOLD,
+    batch_size: int = BATCH_SIZE,
     save_path: str = SAVE_PATH,
     device: str = DEVICE,
     mask_format: str = MASK_FORMAT,
@@ -52,11 +62,15 @@ def run(
 ) -> int:
     """Run a pipeline over images, print the results and save them.
 
+    Prompts are for open_vocabulary_segmentation, --threshold and --batch-size for instance_segmentation.
+
     The exit status is 2 if an input was bad and 1 if something failed; the other inputs are done all the
     same.
     """
     from ..images import count_images
     from ..pipelines import create_pipeline
+    from ..stages.detection import THRESHOLD_FORM
+    from ..stages.prompts import BOX_FORM, POINT_FORM
 
     # What the library logs as a warning, such as a device that was not there, goes where errors go.
     logging.basicConfig(format="ovs: %(message)s")
@@ -67,14 +81,16 @@ def run(
         raise ConfigError(
             "No pipeline was named.", "Name it first: ovs run open_vocabulary_segmentation --input ..."
         )
+    given = {
+        "prompt": _literal("--prompt", prompt, PromptError, f"{BOX_FORM} {POINT_FORM}"),
+        "prompt_type": prompt_type,
+        "threshold": _literal("--threshold", threshold, ConfigError, THRESHOLD_FORM),
+        "batch_size": batch_size,
+        "mask_format": mask_format,
+    }
     failures = _Failures()
-    results = create_pipeline(named, device=device, model=model, model_dir=model_dir).predict(
-        input,
-        prompt=_literal(prompt),
-        prompt_type=prompt_type,
-        mask_format=mask_format,
-        on_error=failures.add,
-    )
+    made = create_pipeline(named, device=device, model=model, model_dir=model_dir)
+    results = made.predict(input, **_options(made, given), on_error=failures.add)
     prints = as_json or not quiet
     # Results that are printed to the same terminal are progress enough.
     with _progress(count_images(input), shown=not (prints and sys.stdout.isatty())) as advance:
@@ -123,23 +139,37 @@ def _progress(total: int | None, *, shown: bool) -> Iterator[Callable[[], None]]
         yield lambda: bar.advance(task)
 
 
-def _literal(prompt: str | None) -> Any:
-    """Parse --prompt.
+def _options(made: Pipeline, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the user gave and the defaults of the command line, for `made.predict`.
 
     Raises:
-        PromptError: if it is neither JSON nor a Python literal.
+        ConfigError: if the pipeline has no such option.
+    """
+    import inspect
+
+    known = inspect.signature(made.predict).parameters
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"--{name.replace('_', '-')} is not an option of {made.name}.", "Leave it out.")
+    return {name: value for name, value in DEFAULTS.items() if name in known} | options
+
+
+def _literal(option: str, text: str | None, error_class: type[OvsError], form: str) -> Any:
+    """Parse the value of an option.
+
+    Raises:
+        OvsError: of the class given, if it is neither JSON nor a Python literal.
     """
     import ast
 
-    from ..stages.prompts import BOX_FORM, POINT_FORM
-
-    if prompt is None:
+    if text is None:
         return None
     try:
-        return json.loads(prompt)
+        return json.loads(text)
     except ValueError:
         try:
-            return ast.literal_eval(prompt)
+            return ast.literal_eval(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
-            shown = prompt if len(prompt) <= 80 else prompt[:77] + "..."
-            raise PromptError(f"--prompt {shown!r} cannot be read.", f"{BOX_FORM} {POINT_FORM}") from error
+            shown = text if len(text) <= 80 else text[:77] + "..."
+            raise error_class(f"{option} {shown!r} cannot be read.", form) from error

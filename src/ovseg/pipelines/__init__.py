@@ -17,6 +17,7 @@ __all__ = ["PIPELINES", "Pipeline", "config_file", "create_pipeline"]
 # Pipeline name to module and class, imported when the pipeline is made.
 PIPELINES = {
     "open_vocabulary_segmentation": (".open_vocabulary_segmentation", "OpenVocabularySegmentationPipeline"),
+    "instance_segmentation": (".instance_segmentation", "InstanceSegmentationPipeline"),
 }
 
 logger = logging.getLogger("ovseg")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ..device import Device, ProviderRequests, resolve_device
-from ..errors import OvsError
+from ..errors import ModelError, OvsError
 from ..images import DEFAULT_MAX_PIXELS, Image, read_images
 from ..results.base import Result
 from .config import check_keys, whole_number
@@ -71,28 +73,55 @@ class Pipeline(ABC):
     def _results(
         self, source: Any, make_result: Callable[[Image], Result], on_error: OnError | None
     ) -> Iterator[Result]:
-        """Yield the result of each image; one that fails is reported and the rest goes on.
+        """As `_batched_results`, with a function that makes one image's result."""
+        return self._batched_results(source, lambda images: [make_result(images[0])], on_error, 1)
 
-        Where the source is one image and no more, there is no rest: its error is raised.
+    def _batched_results(
+        self,
+        source: Any,
+        make_results: Callable[[list[Image]], list[Result]],
+        on_error: OnError | None,
+        batch_size: int,
+    ) -> Iterator[Result]:
+        """Yield the result of each image in order; one that fails is reported and the rest goes on.
+
+        Where the source is one image and no more, there is no rest: its error is raised. An error of the
+        model is raised as well, since no image would do better.
 
         Args:
             source: what `read_images` takes.
-            make_result: makes one image's result, or raises an OvsError that concerns this image alone.
+            make_results: makes the results of up to `batch_size` images, or raises an OvsError; a batch that
+                fails is tried again image by image.
             on_error: gets the error of each bad image, also of an only one; None logs a warning.
+            batch_size: images that are read ahead and handed over together.
         """
         errors = _Errors(on_error)
-        for image in read_images(source, on_error=errors.add, max_pixels=self._max_pixels):
-            try:
-                result = make_result(image)
-            except OvsError as error:
-                errors.add(error)
-                continue
-            finally:
-                del image
-            errors.not_alone()
-            yield result
-            del result
+        images = iter(read_images(source, on_error=errors.add, max_pixels=self._max_pixels))
+        while batch := list(itertools.islice(images, batch_size)):
+            results = deque(_attempt(batch, make_results, errors))
+            # Nothing is kept here that the caller has let go of: memory stays flat.
+            batch.clear()
+            while results:
+                yield results.popleft()
         errors.finish()
+
+
+def _attempt(
+    batch: list[Image], make_results: Callable[[list[Image]], list[Result]], errors: _Errors
+) -> list[Result]:
+    """Return the results of a batch; without those that fail also when they are alone."""
+    try:
+        results = make_results(batch)
+    except ModelError:
+        raise
+    except OvsError as error:
+        if len(batch) == 1:
+            errors.add(error)
+            return []
+    else:
+        errors.not_alone()
+        return results
+    return [result for image in batch for result in _attempt([image], make_results, errors)]
 
 
 class _Errors:

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from ..stages.detection import rounded_boxes
+
 # Colours (R, G, B) that keep apart from each other and from most pictures; the i-th object has the i-th
 # colour, so that a picture is the same each time it is made.
 PALETTE = (
@@ -58,6 +60,40 @@ def draw_prompted_masks(
     return PIL.Image.fromarray(canvas)
 
 
+def draw_instances(
+    pixels: np.ndarray, masks: Sequence[np.ndarray], boxes: Sequence[Mapping[str, Any]]
+) -> PIL.Image.Image:
+    """Draw masks with their outlines, as far as their boxes go, then boxes and labels, by class.
+
+    Lines and letters grow with the image, and do not become smaller than can be read.
+
+    Args:
+        pixels: HxWx3 uint8 BGR; not changed.
+        masks: HxW arrays of 0 and 1 (8-bit or bool).
+        boxes: for each mask its `cls_id`, `label`, `score` and `coordinate`.
+    """
+    canvas = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    scale = max(1.0, max(canvas.shape[:2]) / 640)
+    thickness = round(1.5 * scale)
+    whole = rounded_boxes(np.array([box["coordinate"] for box in boxes])).tolist()
+    for mask, box, (x1, y1, x2, y2) in zip(masks, boxes, whole, strict=True):
+        # What a mask has beyond its box is left out, as in PaddleX's pictures.
+        if x1 < x2 and y1 < y2:
+            inside = np.ascontiguousarray(mask[y1:y2, x1:x2]).view(np.uint8)
+            _draw_mask(canvas[y1:y2, x1:x2], inside, colour_of(box["cls_id"]), thickness)
+    corners = [_corners(canvas, box["coordinate"]) for box in boxes]
+    for box, (x1, y1, x2, y2) in zip(boxes, corners, strict=True):
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour_of(box["cls_id"]), thickness)
+    # Last and from the lowest score up, so that no line runs through a label and the surest one is on top.
+    for box, (x1, y1, _, _) in sorted(
+        zip(boxes, corners, strict=True), key=lambda item: float(item[0]["score"])
+    ):
+        # OpenCV's letters are ASCII: others would all become question marks.
+        name = box["label"] if box["label"].isascii() else f"class {box['cls_id']}"
+        _draw_label(canvas, x1, y1, f"{name} {box['score']:.2f}", colour_of(box["cls_id"]), scale)
+    return PIL.Image.fromarray(canvas)
+
+
 def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], thickness: int) -> None:
     x, y, width, height = cv2.boundingRect(mask)
     if width == 0:
@@ -79,10 +115,24 @@ def _draw_box(
     thickness: int,
     scale: float,
 ) -> None:
+    x1, y1, x2, y2 = _corners(canvas, box)
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
+    _draw_label(canvas, x1, y1, text, colour, scale)
+
+
+def _corners(canvas: np.ndarray, box: Sequence[float]) -> tuple[int, int, int, int]:
+    """Return the corners of a box as pixels that the canvas has."""
     height, width = canvas.shape[:2]
     limits = (width - 1, height - 1, width - 1, height - 1)
     x1, y1, x2, y2 = (int(min(max(value, 0), limit)) for value, limit in zip(box, limits, strict=True))
-    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
+    return x1, y1, x2, y2
+
+
+def _draw_label(
+    canvas: np.ndarray, x1: int, y1: int, text: str, colour: tuple[int, int, int], scale: float
+) -> None:
+    """Write a label above the top left corner (x1, y1) of a box."""
+    width = canvas.shape[1]
     font, font_scale, font_thickness = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * scale, max(1, round(scale))
     (text_width, text_height), below = cv2.getTextSize(text, font, font_scale, font_thickness)
     pad = max(1, round(2 * scale))

@@ -85,3 +85,59 @@ def decode_rle(encoded: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
         One HxW int8 array of 0 and 1 for each mask.
     """
     return [np.ascontiguousarray(coco_mask.decode(dict(rle))).view(np.int8) for rle in encoded]
+
+
+def binary_masks(masks: np.ndarray, indices: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the chosen ones of a network's masks as masks of the image.
+
+    Args:
+        masks: Mxhxw numbers, 0 outside of the object.
+        indices: the ones to return.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels. A mask of another size (graphs compute theirs from scale
+            factors, and may be a pixel off) is cut or filled with 0 at the right and bottom.
+
+    Returns:
+        NxHxW int8 of 0 and 1.
+    """
+    rows, columns = min(height, masks.shape[1]), min(width, masks.shape[2])
+    make = np.empty if (rows, columns) == (height, width) else np.zeros
+    chosen = make((len(indices), height, width), dtype=bool)
+    # One by one: to choose all at once would first copy the network's numbers, four bytes a pixel.
+    for i, mask in zip(indices, chosen, strict=True):
+        np.not_equal(masks[i, :rows, :columns], 0, out=mask[:rows, :columns])
+    return chosen.view(np.int8)
+
+
+def mask_boxes(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the box of what each mask covers.
+
+    Args:
+        masks: HxW arrays of 0 and 1 (bool or 8-bit).
+
+    Returns:
+        Nx4 float32 (x1, y1, x2, y2), the second corner just outside; zeros for an empty mask.
+    """
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
+    for mask, box in zip(masks, boxes, strict=True):
+        x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+        box[:] = (x, y, x + width, y + height)
+    return boxes
+
+
+def mask_polygons(mask: np.ndarray) -> list[list[float]]:
+    """Return the outlines of a mask as COCO's polygons.
+
+    The polygons run through the centres of the outermost pixels, and holes are not in them, since COCO has no
+    way to say so: `encode_rle` is exact.
+
+    Args:
+        mask: HxW array of 0 and 1 (bool or 8-bit).
+
+    Returns:
+        [x1, y1, x2, y2, ...] in pixels for each part that has at least three corners.
+    """
+    contours, _ = cv2.findContours(
+        np.ascontiguousarray(mask).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    return [contour.reshape(-1).astype(float).tolist() for contour in contours if len(contour) >= 3]

@@ -1,0 +1,218 @@
+"""What detectors and instance segmenters need: the image as they take it, and which detections to keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..errors import ConfigError, ModelError
+
+INTERPOLATIONS = {
+    "nearest": cv2.INTER_NEAREST,
+    "linear": cv2.INTER_LINEAR,
+    "cubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+    "lanczos4": cv2.INTER_LANCZOS4,
+}
+THRESHOLD_FORM = 'Give a number from 0 to 1, or one for each class, such as {"person": 0.5, "dog": 0.3}.'
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a detector's input, as `preprocess` of `model.yaml` says.
+
+    Attributes:
+        size: height and width to resize to; with `keep_ratio` the short and the long side at most.
+        keep_ratio: whether the image keeps its aspect.
+        interpolation: OpenCV's number of the interpolation.
+        mean: of R, G and B, in 0..255.
+        std: of R, G and B, in 0..255.
+        stride: the input is padded at the right and bottom to a multiple of it.
+        normalise_first: whether the floats are resized rather than the bytes.
+    """
+
+    size: tuple[int, int]
+    keep_ratio: bool
+    interpolation: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    stride: int = 1
+    normalise_first: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A detector's input for one image.
+
+    Attributes:
+        image: 3xhxw float32, R, G, B, normalised and padded.
+        im_shape: float32 (height, width) of the resized image, before padding.
+        scale_factor: float32, the same over (height, width) of the original image.
+    """
+
+    image: np.ndarray
+    im_shape: np.ndarray
+    scale_factor: np.ndarray
+
+
+def read_preprocessing(facts: Mapping[str, Any], where: str) -> Preprocessing:
+    """Check `preprocess` of `model.yaml`.
+
+    Args:
+        facts: the mapping.
+        where: how messages name it.
+
+    Raises:
+        ModelError: naming the key that is missing or wrong.
+    """
+    interpolation = facts.get("interp", "linear")
+    if interpolation not in INTERPOLATIONS:
+        raise ModelError(
+            f"{where} has the interp {interpolation!r}.", f"Use one of {', '.join(INTERPOLATIONS)}."
+        )
+    height, width = _numbers(facts, "size", 2, where)
+    stride = facts.get("pad_stride", 1)
+    if min(height, width) < 1 or isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+        raise ModelError(
+            f"{where} has the size {facts['size']!r} and the pad_stride {stride!r}.",
+            "Give whole numbers above 0.",
+        )
+    std = _numbers(facts, "std", 3, where)
+    if 0 in std:
+        raise ModelError(f"{where} has the std {facts['std']!r}.", "Give three numbers above 0.")
+    return Preprocessing(
+        size=(int(height), int(width)),
+        keep_ratio=bool(facts.get("keep_ratio", False)),
+        interpolation=INTERPOLATIONS[interpolation],
+        mean=_numbers(facts, "mean", 3, where),
+        std=std,
+        stride=stride,
+        normalise_first=bool(facts.get("normalize_first", False)),
+    )
+
+
+def _numbers(facts: Mapping[str, Any], key: str, count: int, where: str) -> tuple[float, ...]:
+    values = facts.get(key)
+    if (
+        not isinstance(values, list | tuple)
+        or len(values) != count
+        or any(isinstance(value, bool) or not isinstance(value, int | float) for value in values)
+        or not all(math.isfinite(value) for value in values)
+    ):
+        raise ModelError(f"{where} has the {key} {values!r}.", f"Give {count} numbers.")
+    return tuple(float(value) for value in values)
+
+
+def resized_shape(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return (height, width) of an image after resizing, before padding; each is at least 1.
+
+    Keeping the ratio, the image is as large as it can be with its short side within the smaller number of
+    `size` and its long side within the larger one; halves are rounded to even, as PaddleX does.
+    """
+    if not preprocessing.keep_ratio:
+        return preprocessing.size
+    short, long = sorted(preprocessing.size)
+    scale = min(long / max(height, width), short / min(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def prepare(pixels: np.ndarray, preprocessing: Preprocessing) -> Prepared:
+    """Resize, normalise and pad an image.
+
+    Args:
+        pixels: HxWx3 uint8 BGR; not changed.
+        preprocessing: how.
+    """
+    height, width = pixels.shape[:2]
+    rows, columns = resized_shape(height, width, preprocessing)
+    # Resizing is linear in the pixels, so floats may be resized before the normalisation or after it; only
+    # resized bytes would be rounded. The resized image is the smaller one in general.
+    source = pixels.astype(np.float32) if preprocessing.normalise_first else pixels
+    if (rows, columns) != (height, width):
+        source = cv2.resize(source, (columns, rows), interpolation=preprocessing.interpolation)
+    stride = preprocessing.stride
+    padded = np.zeros((3, rows + -rows % stride, columns + -columns % stride), dtype=np.float32)
+    for channel, (mean, std) in enumerate(zip(preprocessing.mean, preprocessing.std, strict=True)):
+        # A product and a sum, in PaddleX's order, so that the last bit is the same as well.
+        plane = padded[channel, :rows, :columns]
+        np.multiply(source[..., 2 - channel], np.float32(1 / std), out=plane)
+        plane += np.float32(-mean / std)
+    return Prepared(
+        padded,
+        np.array([rows, columns], dtype=np.float32),
+        np.array([rows / height, columns / width], dtype=np.float32),
+    )
+
+
+def parse_threshold(
+    threshold: float | Mapping[Any, float], labels: Sequence[str], others: float | np.ndarray
+) -> np.ndarray:
+    """Return the least score of each class.
+
+    Args:
+        threshold: one number for all classes, or a mapping of label or class number to number.
+        labels: class names by number.
+        others: for classes that the mapping leaves out: one number, or one for each label.
+
+    Returns:
+        float32, one for each label.
+
+    Raises:
+        ConfigError: a number outside of 0..1, or a class that is not known.
+    """
+    if not isinstance(threshold, Mapping):
+        return np.full(len(labels), _share(threshold, "The threshold"), dtype=np.float32)
+    thresholds = np.array(np.broadcast_to(others, len(labels)), dtype=np.float32)
+    for name, value in threshold.items():
+        numbers = [i for i, label in enumerate(labels) if label == name]
+        if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(labels):
+            numbers = [name]
+        if not numbers:
+            shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
+            raise ConfigError(
+                f"The threshold names the class {name!r}, which the model does not know.",
+                f"Its {len(labels)} classes are {shown}.",
+            )
+        thresholds[numbers] = _share(value, f"The threshold of {name!r}")
+    return thresholds
+
+
+def _share(value: Any, what: str) -> float:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise ConfigError(f"{what} is {value!r}.", THRESHOLD_FORM)
+    return float(value)
+
+
+def class_thresholds(classes: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return the threshold of each detection: that of its class, or the least of all if it is beyond them.
+
+    Args:
+        classes: N class numbers (int).
+        thresholds: one for each class, from `parse_threshold`.
+
+    Returns:
+        N numbers of the type of `thresholds`.
+    """
+    known = (classes >= 0) & (classes < len(thresholds))
+    return np.where(known, thresholds[np.where(known, classes, 0)], thresholds.min())
+
+
+def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Clip boxes Nx4 (x1, y1, x2, y2) to an image of `height`x`width` pixels."""
+    clipped: np.ndarray = np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
+    return clipped
+
+
+def rounded_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Round boxes Nx4 to whole pixels (int64), halves to even, as PaddleX rounds to crop its masks.
+
+    >>> rounded_boxes(np.array([[0.5, 1.5, 2.4, 2.6]])).tolist()
+    [[0, 2, 2, 3]]
+    """
+    return np.rint(np.asarray(boxes, dtype=np.float64).reshape(-1, 4)).astype(np.int64)

@@ -1,0 +1,46 @@
+"""Every family of instance segmentation: a Paddle model is exported, and the pipeline runs the folder."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("paddle", reason="needs Paddle (the export extra)")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "export"))
+
+from ovseg_export import export_model
+from ovseg_export.builders.images import TEST_SIZES, synthetic_image
+
+from ovseg import create_pipeline
+
+pytestmark = [pytest.mark.export, pytest.mark.slow, pytest.mark.usefixtures("home")]
+
+FAMILIES = ("mask_rtdetr", "mask_rcnn", "cascade_mask_rcnn", "ppyoloe_seg", "solov2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_exported_model_runs(family: str, tmp_path: Path) -> None:
+    importlib.import_module(f"ovseg_export.builders.{family}").build(tmp_path / "paddle")
+    folder = export_model(str(tmp_path / "paddle"), tmp_path / "onnx")
+    pipeline = create_pipeline("instance_segmentation", model_dir=folder, device="cpu", threads=1)
+    images = [synthetic_image(height, width, seed=i) for i, (height, width) in enumerate(TEST_SIZES[:3])]
+    images.insert(1, images[0][:, ::-1].copy())
+    # The highest scores of a model with random weights are what it finds.
+    alone = [result for image in images for result in pipeline.predict(image, threshold=0.1)]
+    together = list(pipeline.predict(images, threshold=0.1, batch_size=3))
+    assert sum(len(result["boxes"]) for result in alone) > 4
+    for image, one, other in zip(images, alone, together, strict=True):
+        height, width = image.shape[:2]
+        assert len(one["boxes"]) == len(one["masks"]) == len(other["boxes"])
+        for box, mask in zip(one["boxes"], one["masks"], strict=True):
+            x1, y1, x2, y2 = box["coordinate"]
+            assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+            assert mask.shape == (height, width) and box["label"] == pipeline.labels[box["cls_id"]]
+        assert any(mask.any() for mask in one["masks"])
+        # A batch changes the order of sums in the network, and nothing else.
+        firsts = [np.array([box["score"] for box in result["boxes"]]) for result in (one, other)]
+        np.testing.assert_allclose(*firsts, atol=1e-3)
