@@ -83,7 +83,8 @@ class FlatEngine:
         if not self._rows:
             return np.zeros(len(ids), bool)
         rows = np.minimum(self.rows_of(ids), self._rows - 1)
-        return (self.row_ids[rows] == ids) & self.alive[rows]
+        found: np.ndarray = (self.row_ids[rows] == ids) & self.alive[rows]
+        return found
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return the vectors of rows, [N, D]."""
@@ -130,8 +131,8 @@ class FlatEngine:
         return scores, found
 
     def rebase(self, vectors: np.ndarray) -> None:
-        """Take the vectors of the first rows from `vectors` [rows, D], such as a file they were written
-        to.""" used = self._rows - len(self._base)
+        """Take the vectors of the first rows from `vectors` [rows, D], such as a file that has them."""
+        used = self._rows - len(self._base)
         late = self._tail[len(vectors) - len(self._base) : used]
         self._base, self._tail = vectors, late.copy()
 
@@ -215,8 +216,8 @@ class FlatEngine:
 
 
 def _largest(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """Return the columns of the `count` largest values of each line; of equal ones, those of the first
-    rows.""" columns = np.argpartition(-values, count - 1, axis=1)[:, :count]
+    """Return the columns of each line's `count` largest values; of equal ones, those of the first rows."""
+    columns = np.argpartition(-values, count - 1, axis=1)[:, :count]
     kept = np.take_along_axis(values, columns, 1)
     last = kept.min(axis=1, keepdims=True)
     cut_tie = np.count_nonzero(values == last, axis=1) > np.count_nonzero(kept == last, axis=1)

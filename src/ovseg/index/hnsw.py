@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def _hnswlib() -> Any:
     return hnswlib
 
 
+def _cores() -> int:
+    """Return how many cores this process may use; hnswlib would count those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class HnswEngine:
     """A graph of vectors, float32 [N, D]; removed ones are marked, and what is added takes their places."""
 
@@ -37,6 +43,7 @@ class HnswEngine:
             ef_construction=settings.ef_construction,
             allow_replace_deleted=True,
         )
+        self._index.set_num_threads(_cores())
         self._ids = np.empty(0, np.int64)
         self._removed = 0
 
@@ -46,6 +53,7 @@ class HnswEngine:
         engine = cls(settings, _capacity=1)
         engine._index = _hnswlib().Index("ip" if engine.metric == "IP" else "l2", engine.dim)
         engine._index.load_index(str(path), allow_replace_deleted=True)
+        engine._index.set_num_threads(_cores())
         engine._ids = np.sort(ids)
         engine._removed = engine._index.get_current_count() - len(ids)
         return engine
