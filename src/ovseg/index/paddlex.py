@@ -105,8 +105,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
             f"{folder} has no {' or '.join(ID_MAPS)}.", "Name a folder that PaddleX saved an index in."
         )
     try:
-        # Keys and labels are read as text: YAML would take a label such as 007 or yes for a number or a
-        truth.
+        # Keys and labels are read as text: YAML would take a label such as 007 for a number and yes for true.
         info = yaml.load(found[0].read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
         labels = {int(key): str(label) for key, label in info["id_map"].items()}
         metric, kind = info["metric_type"], info["index_type"]
