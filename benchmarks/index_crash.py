@@ -9,6 +9,7 @@ each vector that this version should have, once, unchanged, and no other. Prints
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import subprocess
@@ -51,13 +52,23 @@ def state(version: int) -> list[int]:
 def work(folder: Path) -> None:
     """Change and save until killed; print each version once it is committed."""
     with load_index(folder, write=True) as gallery:
-        print("open", flush=True)
+        print("open", os.getpid(), flush=True)
         while True:
             removed, added = change(gallery.version, gallery.ids.tolist(), gallery.next_id)
             gallery.remove(removed)
             gallery.add(np.stack([vector(i) for i in added]), [str(i) for i in added])
             gallery.save()
             print(gallery.version, flush=True)
+
+
+def serve(folder: Path) -> None:
+    """Start a working process for each line of the input, and say when it is dead."""
+    for _ in sys.stdin:
+        child = os.fork()  # far faster than a new interpreter
+        if not child:
+            work(folder)
+        os.waitpid(child, 0)
+        print("dead", flush=True)
 
 
 def check(folder: Path, acknowledged: int) -> int:
@@ -84,28 +95,37 @@ def run(folder: Path, kills: int, index_type: str = "HNSW32", seed: int = 0) -> 
     Gallery(DIM, metric="L2", index_type=index_type).save(folder)
     version = 1
     versions = []
+    server = subprocess.Popen(
+        [sys.executable, __file__, "--serve", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert server.stdin is not None and server.stdout is not None
     for _ in range(kills):
-        process = subprocess.Popen(
-            [sys.executable, __file__, "--work", str(folder)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "open\n"
-        time.sleep(dice.uniform(0, 0.25))
-        process.send_signal(signal.SIGKILL)
-        said = process.stdout.read().split("\n")[:-1]  # what follows the last line end was cut off
-        process.wait()
+        server.stdin.write("go\n")
+        server.stdin.flush()
+        word, child = server.stdout.readline().split()
+        assert word == "open"
+        time.sleep(dice.uniform(0, 0.2))
+        os.kill(int(child), signal.SIGKILL)
+        # A line is written whole or not at all.
+        said = list(iter(lambda: server.stdout.readline().strip(), "dead"))
         version = check(folder, int(said[-1]) if said else version)
         versions.append(version)
+    server.communicate()
     return versions
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--work", type=Path)
+    parser.add_argument("--serve", type=Path, help="for the script itself")
     arguments = parser.parse_args()
-    if arguments.work:
-        work(arguments.work)
+    if arguments.serve:
+        serve(arguments.serve)
+        return
     with tempfile.TemporaryDirectory() as folder:
         versions = run(Path(folder) / "gallery", arguments.kills)
     print(f"{len(versions)} kills, {versions[-1]} versions, {len(state(versions[-1]))} items: nothing lost")

@@ -91,7 +91,7 @@ def test_approximate_engines_find_what_exact_search_finds(
     true_scores, true_ids = exact.search(data[:200], 5)
     assert not np.isin(np.arange(0, 2000, 4), ids).any()
     if metric == "hamming":  # many equal distances: which of them are found is open
-        assert np.mean(scores == true_scores) >= 0.95
+        assert np.mean(scores == true_scores) >= 0.9
         return
     recall = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(ids, true_ids, strict=True)])
     assert recall >= (0.99 if kind == "HNSW" else 0.9)
@@ -124,14 +124,14 @@ def test_hnsw_finds_all_there_are(vectors) -> None:
 def test_churn_keeps_recall_and_size(vectors, tmp_path) -> None:
     pytest.importorskip("hnswlib")
     gallery = Gallery(32, index_type="HNSW32")
-    gallery.add(vectors(4000), ["x"] * 4000)
+    gallery.add(vectors(1500), ["x"] * 1500)
     gallery.save(tmp_path / "churned")
     gone: set[int] = set()
     for number in range(10):
-        out = np.random.default_rng(number).choice(gallery.ids, 2000, replace=False)
+        out = np.random.default_rng(number).choice(gallery.ids, 750, replace=False)
         gone |= set(out.tolist())
         gallery.remove(out)
-        assert gallery.add(vectors(2000, seed=number + 1), ["x"] * 2000)[0] == 4000 + 2000 * number
+        assert gallery.add(vectors(750, seed=number + 1), ["x"] * 750)[0] == 1500 + 750 * number
         gallery.save()
     fresh = Gallery(32, index_type="HNSW32")
     fresh.add(gallery.embeddings(), gallery.labels)
