@@ -16,6 +16,7 @@ from .errors import (
     ConfigError,
     DeviceUnavailable,
     DownloadError,
+    GalleryError,
     ImageError,
     MissingExtra,
     ModelError,
@@ -30,6 +31,8 @@ __all__ = [
     "ConfigError",
     "DeviceUnavailable",
     "DownloadError",
+    "Gallery",
+    "GalleryError",
     "ImageError",
     "MissingExtra",
     "ModelError",
@@ -38,6 +41,7 @@ __all__ = [
     "SaveError",
     "__version__",
     "create_pipeline",
+    "load_index",
 ]
 
 
@@ -46,4 +50,8 @@ def __getattr__(name: str) -> Any:
         from .pipelines import create_pipeline
 
         return create_pipeline
+    if name in ("Gallery", "load_index"):
+        from . import index
+
+        return getattr(index, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,6 +41,10 @@ class ModelError(OvsError):
     """A model that is not known, or a model folder that cannot be used."""
 
 
+class GalleryError(OvsError):
+    """A gallery that cannot be opened, searched or changed as asked."""
+
+
 class DeviceUnavailable(OvsError):  # noqa: N818
     """A device or execution provider that was asked for and cannot really be used."""
 

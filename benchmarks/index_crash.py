@@ -1,0 +1,135 @@
+"""Kill a process that changes a gallery, at random moments, and check what is left each time.
+
+    python benchmarks/index_crash.py [--kills 200]
+
+Every time the folder must open at the last committed version, or at the one that was being committed, with
+each vector that this version should have, once, unchanged, and no other. Prints the kills and how they fell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ovseg.index import Gallery, load_index
+
+DIM = 64
+SEED = 7
+
+
+def vector(item: int) -> np.ndarray:
+    """Return the embedding of an id, always the same."""
+    return np.random.default_rng((SEED, item)).standard_normal(DIM).astype(np.float32)
+
+
+def change(version: int, ids: list[int], next_id: int) -> tuple[list[int], list[int]]:
+    """Return the ids to remove and to add on the way from a version to the next, always the same."""
+    dice = random.Random(version)
+    removed = dice.sample(ids, min(len(ids) // 2, dice.randrange(6)))
+    return removed, list(range(next_id, next_id + dice.randrange(1, 9)))
+
+
+def state(version: int) -> list[int]:
+    """Return the ids of a version."""
+    ids: list[int] = []
+    next_id = 0
+    for before in range(1, version):
+        removed, added = change(before, ids, next_id)
+        ids = sorted(set(ids) - set(removed)) + added
+        next_id = added[-1] + 1
+    return ids
+
+
+def work(folder: Path) -> None:
+    """Change and save until killed; print each version once it is committed."""
+    with load_index(folder, write=True) as gallery:
+        print("open", os.getpid(), flush=True)
+        while True:
+            removed, added = change(gallery.version, gallery.ids.tolist(), gallery.next_id)
+            gallery.remove(removed)
+            gallery.add(np.stack([vector(i) for i in added]), [str(i) for i in added])
+            gallery.save()
+            print(gallery.version, flush=True)
+
+
+def serve(folder: Path) -> None:
+    """Start a working process for each line of the input, and say when it is dead."""
+    for _ in sys.stdin:
+        child = os.fork()  # far faster than a new interpreter
+        if not child:
+            work(folder)
+        os.waitpid(child, 0)
+        print("dead", flush=True)
+
+
+def check(folder: Path, acknowledged: int) -> int:
+    """Check the folder after a kill; return its version.
+
+    Raises:
+        AssertionError: it is not as the last commit, or the one after it, left it.
+    """
+    gallery = load_index(folder, verify=True)
+    assert acknowledged <= gallery.version <= acknowledged + 1, (acknowledged, gallery.version)
+    expected = state(gallery.version)
+    assert gallery.ids.tolist() == expected
+    assert gallery.labels == [str(i) for i in expected]
+    if expected:
+        assert np.array_equal(gallery.embeddings(), np.stack([vector(i) for i in expected]))
+        last = gallery.search(vector(expected[-1]), 3)[0]
+        assert last.ids[0] == expected[-1] and set(last.ids) <= set(expected)
+    return gallery.version
+
+
+def run(folder: Path, kills: int, index_type: str = "HNSW32", seed: int = 0) -> list[int]:
+    """Kill a working process `kills` times; return the version found after each."""
+    dice = random.Random(seed)
+    Gallery(DIM, metric="L2", index_type=index_type).save(folder)
+    version = 1
+    versions = []
+    server = subprocess.Popen(
+        [sys.executable, __file__, "--serve", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert server.stdin is not None and server.stdout is not None
+    for _ in range(kills):
+        server.stdin.write("go\n")
+        server.stdin.flush()
+        word, child = server.stdout.readline().split()
+        assert word == "open"
+        time.sleep(dice.uniform(0, 0.2))
+        os.kill(int(child), signal.SIGKILL)
+        # A line is written whole or not at all.
+        said = list(iter(lambda: server.stdout.readline().strip(), "dead"))
+        version = check(folder, int(said[-1]) if said else version)
+        versions.append(version)
+    server.communicate()
+    return versions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--serve", type=Path, help="for the script itself")
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        versions = run(Path(folder) / "gallery", arguments.kills)
+    print(f"{len(versions)} kills, {versions[-1]} versions, {len(state(versions[-1]))} items: nothing lost")
+
+
+if __name__ == "__main__":
+    main()

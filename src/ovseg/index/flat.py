@@ -1,0 +1,235 @@
+"""Exact search: the table of a gallery's vectors, compared one and all by BLAS."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .engine import Settings
+
+# Rows and queries that are compared at a time: the scores of a step take at most 16 MB.
+_ROWS = 16384
+_QUERIES = 256
+# Candidates beyond k that L2 scores again: |q|² + |v|² - 2qv loses digits where q and v are close.
+_SPARE = 8
+
+
+class FlatEngine:
+    """Vectors in a table, and exact search over them.
+
+    Large arrays, such as a memory-mapped file, are kept as they are; what is added later is copied to a
+    buffer.
+    """
+
+    def __init__(self, settings: Settings, ids: np.ndarray | None = None, vectors: np.ndarray | None = None):
+        self.dim = settings.dim
+        self.metric = settings.metric
+        empty = np.empty((0, settings.width), settings.dtype)
+        self._base = empty if vectors is None else vectors
+        self._tail = empty.copy()
+        self._ids = np.empty(0, np.int64) if ids is None else ids.astype(np.int64)
+        self._alive = np.ones(len(self._ids), bool)
+        self._rows = len(self._ids)
+        self._count = self._rows
+        self._norms = np.empty(0, np.float32)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table, with those of removed vectors."""
+        return self._rows
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids in the index, [N] int64, ascending."""
+        return self._ids[: self._rows][self._alive[: self._rows]]
+
+    @property
+    def row_ids(self) -> np.ndarray:
+        """The id of each row, [rows] int64, ascending; removed ones too."""
+        return self._ids[: self._rows]
+
+    @property
+    def alive(self) -> np.ndarray:
+        """For each row, whether its vector is in the index, [rows] bool."""
+        return self._alive[: self._rows]
+
+    def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        """Add vectors [N, D] under ids [N] int64, ascending, above every id that was ever added."""
+        used = self._rows - len(self._base)
+        self._tail = _room(self._tail, used, len(ids))
+        self._tail[used : used + len(ids)] = vectors
+        self._ids = _room(self._ids, self._rows, len(ids))
+        self._ids[self._rows : self._rows + len(ids)] = ids
+        self._alive = _room(self._alive, self._rows, len(ids))
+        self._alive[self._rows : self._rows + len(ids)] = True
+        self._rows += len(ids)
+        self._count += len(ids)
+
+    def remove(self, ids: np.ndarray) -> None:
+        """Remove ids [N] int64 that are in the index."""
+        rows = self.rows_of(ids)
+        self._count -= int(self._alive[rows].sum())
+        self._alive[rows] = False
+
+    def rows_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the rows of ids that were ever added, [N] int64."""
+        rows: np.ndarray = np.searchsorted(self.row_ids, ids)
+        return rows
+
+    def has(self, ids: np.ndarray) -> np.ndarray:
+        """Return for each id whether it is in the index, [N] bool."""
+        if not self._rows:
+            return np.zeros(len(ids), bool)
+        rows = np.minimum(self.rows_of(ids), self._rows - 1)
+        found: np.ndarray = (self.row_ids[rows] == ids) & self.alive[rows]
+        return found
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Return the vectors of rows, [N, D]."""
+        split = len(self._base)
+        late = rows >= split
+        if not late.any():
+            return np.asarray(self._base[rows])
+        out = np.empty((len(rows), self._tail.shape[1]), self._tail.dtype)
+        out[late] = self._tail[rows[late] - split]
+        out[~late] = self._base[rows[~late]]
+        return out
+
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """Return the vectors of rows start to stop, without a copy where they lie together."""
+        split = len(self._base)
+        if stop <= split:
+            return self._base[start:stop]
+        if start >= split:
+            return self._tail[start - split : stop - split]
+        return np.concatenate([self._base[start:], self._tail[: stop - split]])
+
+    def search(
+        self, queries: np.ndarray, k: int, among: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nearest k of each query, exactly; equal scores by ascending id.
+
+        Args:
+            queries: [Q, D].
+            k: how many.
+            among: rows to look at, [N] int64; None for all that are in the index.
+
+        Returns:
+            Scores [Q, k] float32 and ids [Q, k] int64, nearest first; id -1 where there is no more.
+        """
+        scores = np.zeros((len(queries), k), np.float32)
+        found = np.full((len(queries), k), -1, np.int64)
+        for start in range(0, len(queries), _QUERIES):
+            part = slice(start, start + _QUERIES)
+            rows, nearness = self._nearest(queries[part], k, among)
+            width = rows.shape[1]
+            missing = np.isneginf(nearness)
+            found[part, :width] = np.where(missing, -1, self.row_ids[rows] if width else rows)
+            scores[part, :width] = np.where(missing, 0, nearness if self.metric == "IP" else -nearness)
+        return scores, found
+
+    def rebase(self, vectors: np.ndarray) -> None:
+        """Take the vectors of the first rows from `vectors` [rows, D], such as a file that has them."""
+        used = self._rows - len(self._base)
+        late = self._tail[len(vectors) - len(self._base) : used]
+        self._base, self._tail = vectors, late.copy()
+
+    def pairs(self, threshold: float) -> list[tuple[int, int, float]]:
+        """Return rows a < b and score of all pairs as near as `threshold`, nearest first."""
+        rows = np.flatnonzero(self.alive)
+        limit = threshold if self.metric == "IP" else -threshold
+        found: list[tuple[int, int, float]] = []
+        for start in range(0, len(rows), _QUERIES):
+            left = rows[start : start + _QUERIES]
+            queries = self.take(left)
+            for other in range(start, len(rows), _ROWS):
+                right = rows[other : other + _ROWS]
+                near = self._compare(queries, self.take(right), right)
+                slack = 0.0
+                if self.metric == "L2":
+                    own = self._squares(left[-1])[left][:, None]
+                    near -= own
+                    # What rounding may have taken from |q|² + |v|² - 2qv: scored again below.
+                    slack = 1e-5 * float(own.max() + self._squares(right[-1])[right].max())
+                for a, b in zip(*np.nonzero((near >= limit - slack) & (left[:, None] < right)), strict=True):
+                    score = float(near[a, b])
+                    if self.metric == "L2":
+                        apart = queries[a] - self.take(right[b : b + 1])[0]
+                        score = -float(apart @ apart)
+                        if score < limit:
+                            continue
+                    found.append((int(left[a]), int(right[b]), score if self.metric == "IP" else -score))
+        sign = -1 if self.metric == "IP" else 1
+        return sorted(found, key=lambda pair: (sign * pair[2], pair[:2]))
+
+    def _nearest(
+        self, queries: np.ndarray, k: int, among: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and nearness (higher is nearer, -inf for none) of each query, [Q, at most k]."""
+        wanted = k + _SPARE if self.metric == "L2" else k
+        rows = np.zeros((len(queries), 0), np.int64)
+        best = np.zeros((len(queries), 0), np.float32)
+        total = self._rows if among is None else len(among)
+        for start in range(0, total, _ROWS):
+            stop = min(start + _ROWS, total)
+            part = np.arange(start, stop) if among is None else among[start:stop]
+            vectors = self.block(start, stop) if among is None else self.take(part)
+            near = self._compare(queries, vectors, part)
+            near[:, ~self._alive[part]] = -np.inf
+            best = np.concatenate([best, near], axis=1)
+            rows = np.concatenate([rows, np.broadcast_to(part, near.shape)], axis=1)
+            if best.shape[1] > wanted:
+                keep = _largest(best, rows, wanted)
+                best, rows = np.take_along_axis(best, keep, 1), np.take_along_axis(rows, keep, 1)
+        if self.metric == "L2" and rows.shape[1]:
+            gone = np.isneginf(best)
+            for one, query in enumerate(queries):
+                apart = self.take(rows[one]) - query
+                best[one] = -np.einsum("nd,nd->n", apart, apart)
+            best[gone] = -np.inf
+        order = np.lexsort((rows, -best), axis=1)[:, :k]
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(best, order, 1)
+
+    def _compare(self, queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the nearness of queries [Q, D] and vectors [N, D], [Q, N] float32."""
+        if self.metric == "IP":
+            return np.asarray(queries @ vectors.T, np.float32)
+        if self.metric == "L2":
+            return np.asarray(2 * (queries @ vectors.T) - self._squares(rows[-1])[rows], np.float32)
+        left = np.unpackbits(queries, axis=1).astype(np.float32)
+        right = np.unpackbits(vectors, axis=1).astype(np.float32)
+        bits = left.sum(1)[:, None] + right.sum(1) - 2 * (left @ right.T)
+        return np.asarray(-bits, np.float32)
+
+    def _squares(self, last: int) -> np.ndarray:
+        """Return |v|² of each row up to `last` at least, computed once."""
+        done = len(self._norms)
+        if last >= done:
+            parts = [self._norms]
+            for start in range(done, self._rows, _ROWS):
+                vectors = self.block(start, min(start + _ROWS, self._rows))
+                parts.append(np.einsum("nd,nd->n", vectors, vectors))
+            self._norms = np.concatenate(parts)
+        return self._norms
+
+
+def _largest(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Return the columns of each line's `count` largest values; of equal ones, those of the first rows."""
+    columns = np.argpartition(-values, count - 1, axis=1)[:, :count]
+    kept = np.take_along_axis(values, columns, 1)
+    last = kept.min(axis=1, keepdims=True)
+    cut_tie = np.count_nonzero(values == last, axis=1) > np.count_nonzero(kept == last, axis=1)
+    for line in np.flatnonzero(cut_tie):
+        columns[line] = np.lexsort((rows[line], -values[line]))[:count]
+    return columns
+
+
+def _room(array: np.ndarray, used: int, more: int) -> np.ndarray:
+    """Return the array, or a larger copy of it, with space for `more` rows after `used`."""
+    if used + more <= len(array):
+        return array
+    larger = np.empty((max(used + more, used + used // 2), *array.shape[1:]), array.dtype)
+    larger[:used] = array[:used]
+    return larger
