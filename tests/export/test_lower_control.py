@@ -31,6 +31,18 @@ def branch(x: Any, n: Any) -> Any:
     return y, z
 
 
+def known_branch(x: Any, n: Any) -> Any:
+    if paddle.full([1], 3.0) > 2:
+        y = x * 2
+    else:
+        y = x - 1
+    if paddle.full([1], 3.0) > 4:
+        z = x + n.astype("float32")
+    else:
+        z = x * 3
+    return y, z
+
+
 def nested_branch(x: Any, n: Any) -> Any:
     y = x
     if n > 0:
@@ -83,6 +95,7 @@ def rows_written_in_a_loop(x: Any, n: Any) -> Any:
 
 CASES = {
     "branch": branch,
+    "known branch": known_branch,
     "nested branch": nested_branch,
     "loop": loop,
     "growing list": growing_list,
