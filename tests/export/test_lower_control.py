@@ -179,3 +179,16 @@ def sorting(x: Any) -> Any:
 def test_sort(compare: Compare) -> None:
     compare(sorting, [ROWS], [X], [X[:3]])
     compare(lambda x: [x.argsort(0), x.sort(0)], [ROWS], [X], [X[:1]], [X[:0]])
+
+
+def arrays(x: Any, n: Any) -> Any:
+    zero, one = paddle.zeros([1], "int64"), paddle.ones([1], "int64")
+    array = paddle.tensor.create_array("float32")
+    for factor, index in ((1.0, zero), (2.0, one), (3.0, n)):  # the last one replaces, or appends
+        array = paddle.tensor.array_write(x * factor, index, array)
+    read = paddle.tensor.array_read
+    return [read(array, zero), read(array, one), read(array, n), paddle.tensor.array_length(array) + n]
+
+
+def test_arrays(compare: Compare) -> None:
+    compare(arrays, [ROWS, COUNT], *[[X, [n]] for n in (0, 1, 2)])
