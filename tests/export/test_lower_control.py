@@ -31,6 +31,18 @@ def branch(x: Any, n: Any) -> Any:
     return y, z
 
 
+def known_branch(x: Any, n: Any) -> Any:
+    if paddle.full([1], 3.0) > 2:
+        y = x * 2
+    else:
+        y = x - 1
+    if paddle.full([1], 3.0) > 4:
+        z = x + n.astype("float32")
+    else:
+        z = x * 3
+    return y, z
+
+
 def nested_branch(x: Any, n: Any) -> Any:
     y = x
     if n > 0:
@@ -83,6 +95,7 @@ def rows_written_in_a_loop(x: Any, n: Any) -> Any:
 
 CASES = {
     "branch": branch,
+    "known branch": known_branch,
     "nested branch": nested_branch,
     "loop": loop,
     "growing list": growing_list,
@@ -166,3 +179,16 @@ def sorting(x: Any) -> Any:
 def test_sort(compare: Compare) -> None:
     compare(sorting, [ROWS], [X], [X[:3]])
     compare(lambda x: [x.argsort(0), x.sort(0)], [ROWS], [X], [X[:1]], [X[:0]])
+
+
+def arrays(x: Any, n: Any) -> Any:
+    zero, one = paddle.zeros([1], "int64"), paddle.ones([1], "int64")
+    array = paddle.tensor.create_array("float32")
+    for factor, index in ((1.0, zero), (2.0, one), (3.0, n)):  # the last one replaces, or appends
+        array = paddle.tensor.array_write(x * factor, index, array)
+    read = paddle.tensor.array_read
+    return [read(array, zero), read(array, one), read(array, n), paddle.tensor.array_length(array) + n]
+
+
+def test_arrays(compare: Compare) -> None:
+    compare(arrays, [ROWS, COUNT], *[[X, [n]] for n in (0, 1, 2)])

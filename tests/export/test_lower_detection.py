@@ -158,6 +158,8 @@ def test_multiclass_nms_with_shared_boxes(name: str, compare: Compare) -> None:
     specs = [((-1, -1, 4), "float32"), ((-1, 3, -1), "float32")]
     feeds = [[boxes, scores], [boxes, ties], [boxes[:1], ties[:1]], [boxes[:, :1], scores[:, :, :1]]]
     feeds.append([boxes, np.stack([scores[0], scores[1] * 0])])  # nothing in the second image
+    apart = np.arange(8)[:, None] * 10.0 + [0, 0, 5, 5]  # one more than the 7 of a class that may enter
+    feeds.append([apart[None], 0.2 + scores[:1, :, :8] / 2])
     compare(nms_function(**NMS_OPTIONS[name]), specs, *feeds, tolerance=0)
 
 
@@ -208,6 +210,9 @@ def test_matrix_nms(gaussian: bool, options: dict[str, int], compare: Compare) -
     boxes, scores = make_boxes(rng, 2, 40), rng.uniform(0, 1, (2, 3, 40))
     specs = [((-1, -1, 4), "float32"), ((-1, 3, -1), "float32")]
     feeds = [[boxes, scores], [boxes[:, :1], scores[:, :, :1]], [boxes, scores * 0]]
+    inverted = boxes.copy()
+    inverted[:, ::3, 2] = inverted[:, ::3, 0] - 0.5  # within the pixel that is added to both sides
+    feeds.append([inverted, scores])
     compare(function, specs, *feeds, tolerance=1e-5)
 
 

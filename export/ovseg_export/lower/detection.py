@@ -395,7 +395,8 @@ def overlap_matrix(g: Graph, boxes: str, normalized: bool) -> str:
     apart = ""
     for start, end in ((x1, x2), (y1, y2)):
         side = g.op("Sub", g.op("Min", end, across(end)), g.op("Max", start, across(start)))
-        gap = g.op("Less", side, zero)
+        # asked of both boxes, not of `side`: Paddle lets boxes turned inside out overlap
+        gap = g.op("Or", g.op("Greater", start, across(end)), g.op("Less", end, across(start)))
         apart = g.op("Or", apart, gap) if apart else gap
         shared.append(g.op("Add", side, extra))
     common = g.op("Mul", *shared)
