@@ -7,7 +7,7 @@ RT-DETR: Zhao et al. 2023; deformable attention: Zhu et al. 2021; mask-enhanced 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from .archive import Blueprint, write_archive
-from .calibrate import initialise, rescale_head, set_batch_norm_statistics
+from .calibrate import initialise, rescale_head, set_batch_norm_statistics, smooth_kernels
 from .configs import COCO_LABELS, detection_config, normalise_unit, resize
 from .images import calibration_batch
 from .layers import ConvNorm
@@ -41,6 +41,15 @@ class RtdetrSize:
 
 
 SIZES = {"small": RtdetrSize(16, 32, 4, 50, 2, 16), "large": RtdetrSize(48, 256, 8, 300, 6, 32)}
+
+VARIANTS = {
+    "Mask-RT-DETR-S": (1.0, 0),
+    "Mask-RT-DETR-M": (1.5, 0),
+    "Mask-RT-DETR-L": (1.5, 1),
+    "Mask-RT-DETR-X": (2.0, 1),
+    "Mask-RT-DETR-H": (2.0, 2),
+}
+"""Model name → factor of the backbone's width, further decoder layers; the five have one graph otherwise."""
 
 
 def inverse_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
@@ -440,16 +449,20 @@ def _calibrate(network: MaskRtdetr, batch: paddle.Tensor) -> None:
             first = network.select(memory)
 
 
-def make(*, seed: int, size: str, image_size: int) -> Blueprint:
+def make(*, seed: int, model_name: str, size: str, image_size: int) -> Blueprint:
     """Make the network; see `build`."""
-    network = MaskRtdetr(SIZES[size], image_size)
+    factor, more = VARIANTS[model_name]
+    shape = SIZES[size]
+    shape = replace(shape, backbone=round(shape.backbone * factor), layers=shape.layers + more)
+    network = MaskRtdetr(shape, image_size)
     network.eval()
     initialise(network, seed)
+    smooth_kernels(network, 0.7)
     batch = paddle.to_tensor(calibration_batch(image_size, image_size, imagenet=False))
     set_batch_norm_statistics(network, lambda: network.encode(batch))
     _calibrate(network, batch)
     steps = [resize(image_size, image_size), normalise_unit(), {"type": "Permute"}]
-    config = detection_config("Mask-RT-DETR-S", "DETR", steps)
+    config = detection_config(model_name, "DETR", steps)
     inputs = (
         InputSpec([None, 2], "float32", "im_shape"),
         InputSpec([None, 3, image_size, image_size], "float32", "image"),
@@ -459,7 +472,13 @@ def make(*, seed: int, size: str, image_size: int) -> Blueprint:
 
 
 def build(
-    out_dir: str | Path, *, seed: int = 0, fmt: str = "json", size: str = "small", image_size: int = 320
+    out_dir: str | Path,
+    *,
+    seed: int = 0,
+    fmt: str = "json",
+    model_name: str = "Mask-RT-DETR-S",
+    size: str = "small",
+    image_size: int = 320,
 ) -> Path:
     """Write a Mask-RT-DETR archive.
 
@@ -470,11 +489,12 @@ def build(
         out_dir: Folder to create.
         seed: Decides every weight.
         fmt: `json` or `pdmodel`.
+        model_name: One of `VARIANTS`.
         size: `small` or `large`.
         image_size: S, 640 in the official model; a multiple of 32.
 
     Returns:
         `out_dir`.
     """
-    options = {"size": size, "image_size": image_size}
+    options = {"model_name": model_name, "size": size, "image_size": image_size}
     return write_archive("mask_rtdetr", out_dir, seed=seed, fmt=fmt, options=options)
