@@ -16,6 +16,7 @@ from ovseg_export.builders.images import TEST_SIZES, synthetic_image
 
 AT_LEAST = 4
 """Pictures of a comparison; synthetic ones fill up."""
+_PHOTOGRAPH_SIDE = 400
 
 _INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
@@ -57,13 +58,17 @@ def pictures(
         ]
     missing = max(0, AT_LEAST - len(given))
     if missing and photographs:
-        given += [
-            (f"sample {sample.name}", next(iter(read_images(str(sample.path)))).pixels)
-            for sample in samples()
-        ]
+        given += [(f"sample {sample.name}", _photograph(sample.path)) for sample in samples()]
     for index, (height, width) in enumerate(TEST_SIZES[:missing]):
         given.append((f"synthetic {height}x{width}", synthetic_image(height, width, seed=index + 1)))
     return given
+
+
+def _photograph(path: Path) -> np.ndarray:
+    """A photograph, reduced: Paddle pastes a hundred masks of a large picture in gigabytes of memory."""
+    pixels = next(iter(read_images(str(path)))).pixels
+    scale = _PHOTOGRAPH_SIDE / max(pixels.shape[:2])
+    return cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def cases(
