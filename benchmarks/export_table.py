@@ -140,6 +140,8 @@ def _differences(worst: list[dict[str, float]]) -> str:
         parts.append(f"cosine 1 - {1 - min(item['cosine'] for item in worst):.0e}")
     if "mask_iou" in worst[0]:
         parts.append(f"IoU {min(item['mask_iou'] for item in worst):.5f}")
+        if "mask_iou_least" in worst[0]:
+            parts[-1] += f" (least {min(item['mask_iou_least'] for item in worst):.3f})"
     return ", ".join(parts)
 
 
@@ -147,6 +149,7 @@ def main() -> None:
     """Export what is missing in `work`, and write the table into docs/export.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for models and rows.json")
+    parser.add_argument("--also", nargs="*", type=Path, default=[], help="draw rows of other such folders too")
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--only-draw", action="store_true", help="measure nothing")
@@ -171,6 +174,8 @@ def main() -> None:
             print(f"{name} {fmt}: {row['seconds']} s, {row['passed']}, {_differences([row['worst']])}", flush=True)
             for problem in row["failures"]:
                 print(f"  {problem}", flush=True)
+    for other in arguments.also:
+        rows += json.loads((other / "rows.json").read_text())
     page = ROOT / "docs" / "export.md"
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     page.write_text(before + BEGIN + draw(rows) + END + rest.split(END)[1], encoding="utf-8")

@@ -16,7 +16,7 @@ from ovseg_export.builders.images import TEST_SIZES, synthetic_image
 
 AT_LEAST = 4
 """Pictures of a comparison; synthetic ones fill up."""
-_PHOTOGRAPH_SIDE = 400
+_PHOTOGRAPH_SIDE = 320
 
 _INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
