@@ -76,8 +76,8 @@ def export_model(
             from.
         calibration: folder of images that int8 of convolutional models is calibrated on.
         allow_mismatch: keep a model that differs from Paddle, as `<out_dir>-mismatch`, instead of raising.
-        images: pictures, or folders of them, to compare on. With fewer than four, synthetic ones fill up, and
-            for detectors the sample photographs as well.
+        images: pictures, or folders of them, to compare on. With fewer than four, synthetic ones fill up; a
+            detector that finds nothing in them is compared on the sample photographs as well.
         origin: what `model.yaml` names as the source; `source` itself if left out.
         progress: told in words what happens.
         received: told the bytes of a download.
@@ -178,7 +178,7 @@ def _export(
     family, model_name = families.recognise(model.config, where, settings.name)
     preprocess = families.read_preprocess(family, model.config, where)
     labels = families.read_labels(family, model.config, where)
-    chosen = feeds.pictures(settings.images, photographs=family.compared == "instances")
+    chosen = feeds.pictures(settings.images)
     ensure_space(scratch, model.parameters.stat().st_size)
 
     say(f"converting {model_name} ({family.name}) to ONNX, opset {settings.opset}")
@@ -204,7 +204,14 @@ def _export(
         del converted, parts, parameters
     batched = family.batch and isinstance(shapes["image"][0], str)
     cases = list(feeds.cases(preprocess, shapes, chosen, batched=batched))
-    report = parity.prove(family, model.program, model.parameters, input_names, graphs, cases, scratch, say)
+    what = family, model.program, model.parameters, input_names, graphs
+    report = parity.prove(*what, cases, scratch, say)
+    more = feeds.pictures(settings.images, photographs=True)
+    if parity.found_nothing(report) and len(more) > len(chosen):
+        say("nothing is detected in these pictures: comparing on the sample photographs as well")
+        chosen = more
+        cases = list(feeds.cases(preprocess, shapes, chosen, batched=batched))
+        report = parity.prove(*what, cases, scratch, say)
     report = {"name": model_name, **report}
     if settings.precision != "fp32":
         say(f"converting to {settings.precision}")

@@ -7,7 +7,7 @@ RT-DETR: Zhao et al. 2023; deformable attention: Zhu et al. 2021; mask-enhanced 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +42,8 @@ class RtdetrSize:
 
 SIZES = {"small": RtdetrSize(16, 32, 4, 50, 2, 16), "large": RtdetrSize(48, 256, 8, 300, 6, 32)}
 
-VARIANTS = {
-    "Mask-RT-DETR-S": (1.0, 0),
-    "Mask-RT-DETR-M": (1.5, 0),
-    "Mask-RT-DETR-L": (1.5, 1),
-    "Mask-RT-DETR-X": (2.0, 1),
-    "Mask-RT-DETR-H": (2.0, 2),
-}
-"""Model name → factor of the backbone's width, further decoder layers; the five have one graph otherwise."""
+VARIANTS = tuple(f"Mask-RT-DETR-{size}" for size in "SMLXH")
+"""Names of the official models: they differ in width and depth only, so one graph stands for all."""
 
 
 def inverse_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
@@ -451,10 +445,9 @@ def _calibrate(network: MaskRtdetr, batch: paddle.Tensor) -> None:
 
 def make(*, seed: int, model_name: str, size: str, image_size: int) -> Blueprint:
     """Make the network; see `build`."""
-    factor, more = VARIANTS[model_name]
-    shape = SIZES[size]
-    shape = replace(shape, backbone=round(shape.backbone * factor), layers=shape.layers + more)
-    network = MaskRtdetr(shape, image_size)
+    if model_name not in VARIANTS:
+        raise ValueError(f"model_name is {model_name!r}, not one of {', '.join(VARIANTS)}")
+    network = MaskRtdetr(SIZES[size], image_size)
     network.eval()
     initialise(network, seed)
     smooth_kernels(network, 0.85)
