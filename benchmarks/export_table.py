@@ -115,7 +115,11 @@ def draw(rows: list[dict[str, Any]]) -> str:
                 )
             )
         )
-    lines += ["", "| builder | operators that ONNX has nothing like, or that paddle2onnx gets wrong |", "|---|---|"]
+    lines += [
+        "",
+        "| builder | operators that ONNX has nothing like, or that paddle2onnx gets wrong |",
+        "|---|---|",
+    ]
     for builder, names in lowered.items():
         lines.append(f"| `{builder}` | {', '.join(f'`{op}`' for op in sorted(names)) or 'none'} |")
     return "\n".join(lines) + "\n"
@@ -147,9 +151,13 @@ def _differences(worst: list[dict[str, float]]) -> str:
 
 def main() -> None:
     """Export what is missing in `work`, and write the table into docs/export.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", type=Path, help="folder for models and rows.json")
-    parser.add_argument("--also", nargs="*", type=Path, default=[], help="draw rows of other such folders too")
+    parser.add_argument(
+        "--also", nargs="*", type=Path, default=[], help="draw rows of other such folders too"
+    )
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--only-draw", action="store_true", help="measure nothing")
@@ -171,7 +179,10 @@ def main() -> None:
                 continue
             rows.append(row)
             place.write_text(json.dumps(rows, indent=1))
-            print(f"{name} {fmt}: {row['seconds']} s, {row['passed']}, {_differences([row['worst']])}", flush=True)
+            print(
+                f"{name} {fmt}: {row['seconds']} s, {row['passed']}, {_differences([row['worst']])}",
+                flush=True,
+            )
             for problem in row["failures"]:
                 print(f"  {problem}", flush=True)
     for other in arguments.also:
