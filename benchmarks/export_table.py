@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/export_table.py work
     python benchmarks/export_table.py work --only-draw
 
-What was measured stands in `work/rows.json`; a model that stands there is not exported again. Needs the export
+What was measured stands in `work/rows.json`; a model that stands there is not exported again. Needs the extra
+export.
 extra. Restrict the process to one core: then both sides compute with one thread.
 """
 
@@ -22,10 +23,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "export"))
 
-import yaml
-from ovseg_export import export_model
-from ovseg_export.convert import load
-from ovseg_export.lower import control, detection
+import yaml  # noqa: E402
+from ovseg_export import export_model  # noqa: E402
+from ovseg_export.convert import load  # noqa: E402
+from ovseg_export.lower import control, detection  # noqa: E402
 
 BEGIN, END = "<!-- drawn by benchmarks/export_table.py -->\n", "<!-- end of the drawing -->\n"
 FORMATS = ("json", "pdmodel")

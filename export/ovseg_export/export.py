@@ -88,7 +88,7 @@ def export_model(
     Raises:
         ModelError, DownloadError: the source cannot be used; see `source` and `families`.
         UnsupportedOperators: the program uses operators that have no lowering; all are named.
-        ParityError: the ONNX model differs from Paddle's, or nothing is proven, since a detector finds nothing
+        ParityError: the ONNX model differs from Paddle's, or nothing is proven: a detector finds nothing
             in any picture; nothing is left behind.
         PaddleFailure: Paddle fails or crashes.
         MissingExtra: Paddle is missing or of a version that cannot host.

@@ -46,7 +46,7 @@ def initialise(network: nn.Layer, seed: int) -> None:
 
 
 def smooth_kernels(network: nn.Layer, share: float) -> None:
-    """Let the convolutions of `network` mostly average, as a trained backbone does; call it after `initialise`.
+    """Let the convolutions of `network` mostly average; call it after `initialise`.
 
     Random kernels pass fine noise on better than the smooth parts of a picture, and each BatchNorm brings
     both back to full size: rounding in the first layer grows by ten in a layer or two, and the outputs of two
