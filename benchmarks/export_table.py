@@ -3,8 +3,7 @@
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/export_table.py work
     python benchmarks/export_table.py work --only-draw
 
-What was measured stands in `work/rows.json`; a model that stands there is not exported again. Needs the extra
-export.
+What was measured stands in `work/rows.json` and is not measured again. Needs the export
 extra. Restrict the process to one core: then both sides compute with one thread.
 """
 
