@@ -52,7 +52,9 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
         found: those of the ONNX model.
 
     Returns:
-        `instances`, `matched`: detections of Paddle, and those with a partner.
+        `instances`, `matched`: rows of Paddle, and those with a partner.
+        `detections`: rows of Paddle with a class and a score above 0: a picture without a detection may have
+        one row that says so.
         `at_cut`: detections without a partner whose score is the lowest of their image but for 1e-4: which of
         those are kept is chance.
         `unmatched`: share of the others without a partner.
@@ -72,6 +74,7 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
     first, second = [i for i, _ in pairs], [j for _, j in pairs]
     figures: Figures = {
         "instances": len(rows_a),
+        "detections": int(((rows_a[:, 0] >= 0) & (rows_a[:, 1] > 0)).sum()),
         "matched": len(pairs),
         "at_cut": at_cut,
         "unmatched": (total - 2 * len(pairs) - at_cut) / max(total, 1),

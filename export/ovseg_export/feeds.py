@@ -11,10 +11,12 @@ import cv2
 import numpy as np
 
 from ovseg.images import read_images
+from ovseg.samples import samples
 from ovseg_export.builders.images import TEST_SIZES, synthetic_image
 
 AT_LEAST = 4
 """Pictures of a comparison; synthetic ones fill up."""
+_PHOTOGRAPH_SIDE = 320
 
 _INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
@@ -37,17 +39,36 @@ class Case:
     batch: int
 
 
-def pictures(images: str | Path | Sequence[str | Path] | None) -> list[tuple[str, np.ndarray]]:
-    """Those given, and synthetic ones up to four: label and BGR uint8 [H, W, 3]."""
+def pictures(
+    images: str | Path | Sequence[str | Path] | None, *, photographs: bool = False
+) -> list[tuple[str, np.ndarray]]:
+    """Pictures to compare on: label and BGR uint8 [H, W, 3].
+
+    Args:
+        images: pictures, or folders of them. With fewer than four, synthetic ones fill up.
+        photographs: with fewer than four, the sample photographs come before the synthetic ones: a detector
+            may find nothing in synthetic pictures.
+
+    """
     given: list[tuple[str, np.ndarray]] = []
     if images is not None:
         sources = [images] if isinstance(images, str | Path) else list(images)
         given = [
             (str(image.path), image.pixels) for image in read_images([str(source) for source in sources])
         ]
-    for index, (height, width) in enumerate(TEST_SIZES[: max(0, AT_LEAST - len(given))]):
+    missing = max(0, AT_LEAST - len(given))
+    if missing and photographs:
+        given += [(f"sample {sample.name}", _photograph(sample.path)) for sample in samples()]
+    for index, (height, width) in enumerate(TEST_SIZES[:missing]):
         given.append((f"synthetic {height}x{width}", synthetic_image(height, width, seed=index + 1)))
     return given
+
+
+def _photograph(path: Path) -> np.ndarray:
+    """A photograph, reduced: Paddle pastes a hundred masks of a large picture in gigabytes of memory."""
+    pixels = next(iter(read_images(str(path)))).pixels
+    scale = _PHOTOGRAPH_SIDE / max(pixels.shape[:2])
+    return cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def cases(
@@ -57,7 +78,7 @@ def cases(
     *,
     batched: bool,
 ) -> Iterator[Case]:
-    """Yield a case for each picture, and one of two pictures where the graph takes batches.
+    """Yield a case for each picture, and of two pictures each where the graph takes batches.
 
     Args:
         preprocess: as in `model.yaml`.
@@ -70,13 +91,16 @@ def cases(
         height, width = pixels.shape[:2]
         yield Case(f"{label} ({height}x{width})", _feeds(preprocess, shapes, [pixels], index), 1)
     if batched:
-        # Both of one size: models that keep the ratio stack equal sizes only.
-        label, pixels = chosen[0]
-        height, width = pixels.shape[:2]
-        pair = [pixels, np.ascontiguousarray(pixels[::-1, ::-1])]
-        yield Case(
-            f"{label} and the same turned by 180° ({height}x{width})", _feeds(preprocess, shapes, pair, 0), 2
-        )
+        # The first and the last picture: a photograph and a synthetic one, if there are both.
+        for label, pixels in (chosen[0], chosen[-1]):
+            height, width = pixels.shape[:2]
+            # Both of one size: models that keep the ratio stack equal sizes only.
+            pair = [pixels, np.ascontiguousarray(pixels[::-1, ::-1])]
+            yield Case(
+                f"{label} and the same turned by 180° ({height}x{width})",
+                _feeds(preprocess, shapes, pair, 0),
+                2,
+            )
 
 
 def _feeds(

@@ -302,6 +302,20 @@ def test_old_format_agrees(name: str, results: Any, tmp_path: Path) -> None:
             np.testing.assert_allclose(np.sort(a, axis=0), np.sort(b, axis=0), atol=0.05)
 
 
+def test_smooth_kernels_average_and_keep_their_variance() -> None:
+    from ovseg_export.builders.calibrate import smooth_kernels
+    from paddle import nn
+
+    network = nn.Sequential(nn.Conv2D(8, 16, 3), nn.Conv2D(16, 8, 1), nn.Linear(4, 4))
+    before = [parameter.numpy() for parameter in network.parameters()]
+    smooth_kernels(network, 0.85)
+    after = [parameter.numpy() for parameter in network.parameters()]
+    np.testing.assert_allclose((after[0] ** 2).mean(), (before[0] ** 2).mean(), rtol=1e-4)
+    assert after[0].std((2, 3)).mean() < 0.35 * before[0].std((2, 3)).mean()
+    for old, new in zip(before[1:], after[1:], strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="onnx"):
         build("shitu", tmp_path / "x", fmt="onnx")

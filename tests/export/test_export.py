@@ -18,7 +18,7 @@ from file_server import FileServer
 pytest.importorskip("paddle", reason="needs Paddle (the export extra)")
 
 from ovseg_export import export_model
-from ovseg_export.builders import sam, shitu_rec
+from ovseg_export.builders import ppyoloe_seg, sam, shitu_rec
 from ovseg_export.convert import convert
 from ovseg_export.errors import ParityError, UnsupportedOperators
 from ovseg_export.lower import TABLE
@@ -100,7 +100,7 @@ def test_pull_downloads_exports_and_installs(
     assert main(["models", "pull", name]) == 0
     out, err = capsys.readouterr()
     assert out == f"{home / 'models' / name}\n"
-    assert "exporting" in err and "comparing with Paddle on 5 inputs" in err
+    assert "exporting" in err and "comparing with Paddle on 6 inputs" in err
     assert left(home / "models") == [name]
 
     model = find_model(name)
@@ -115,7 +115,7 @@ def test_pull_downloads_exports_and_installs(
     assert embedding.shape == (3, 512) and np.isfinite(embedding).all()
     report = json.loads((model.path / "parity.json").read_text())
     assert report["passed"] and report["worst"]["cosine"] >= 0.99999
-    assert [case["batch"] for case in report["cases"]] == [1, 1, 1, 1, 2]
+    assert [case["batch"] for case in report["cases"]] == [1, 1, 1, 1, 2, 2]
     assert report["timing"]["ratio"] > 0
     assert set(report["paddle_against_itself"]) == {"optimised", "onednn"}
     assert pull_model(name).path == model.path
@@ -173,6 +173,14 @@ def test_a_wrong_graph_is_found_and_leaves_nothing(
     kept = export_model(built / "rec", tmp_path / "out" / "rec", allow_mismatch=True)
     assert left(tmp_path / "out") == [kept.name] == ["rec-mismatch"]
     assert open_model_folder(kept).facts["parity"]["passed"] is False
+
+
+def test_a_detector_that_finds_nothing_is_not_proven(tmp_path: Path) -> None:
+    folder = ppyoloe_seg.build(tmp_path / "yoloe", image_size=64, score_threshold=1.5)
+    with pytest.raises(ParityError, match=r"PP-YOLOE_seg-S is not proven: Paddle detects nothing") as error:
+        export_model(folder, tmp_path / "out" / "yoloe")
+    assert "--images" in error.value.cure
+    assert left(tmp_path / "out") == []
 
 
 def test_an_older_program_is_translated(tmp_path: Path) -> None:

@@ -147,3 +147,8 @@ def test_add_n_and_dropout(compare: Callable[..., None]) -> None:
             return paddle.add_n([self.first(x), self.second(x), x]), paddle.assign(x)
 
     compare(Net(), [((-1, 24), "float32")], [GRID])
+
+
+def test_sigmoid_of_boxes_is_exact_far_from_zero(compare: Any) -> None:
+    values = np.linspace(-80, 20, 300, dtype=np.float32).reshape(1, 75, 4)
+    compare(lambda x: paddle.log(F.sigmoid(x)), [((1, 75, 4), "float32")], [values], tolerance=1e-5)

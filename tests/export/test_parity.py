@@ -42,7 +42,7 @@ def changed(outputs: dict[str, np.ndarray], name: str, place: Any, by: float) ->
 
 def judge(family: str, expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> list[str]:
     judged = parity._judge(FAMILIES[family], Case("case", {}, 1), expected, found)
-    return parity._failures(parity._limits(FAMILIES[family], []), judged)
+    return parity._failures(FAMILIES[family].tolerances, judged)
 
 
 def test_equal_detections_pass_in_any_order_of_equal_scores() -> None:
@@ -136,21 +136,42 @@ def test_embeddings_and_logits() -> None:
     assert failure.startswith("shapes of Paddle and ONNX")
 
 
-def test_limits_follow_paddle_s_own_distance_only_so_far() -> None:
-    family = FAMILIES["mask_rtdetr"]
-    assert parity._limits(family, []) == dict(family.tolerances)
-    near = {"box": 0.01, "score": 1e-6, "mask_iou": 1.0, "unmatched": 0.0}
-    limits = parity._limits(family, [near, {"box": 0.06, "score": 1.0, "mask_iou": 0.5, "unmatched": 0.5}])
-    assert limits == {"box": 0.12, "score": pytest.approx(5e-4), "mask_iou": 0.999, "unmatched": 0.0}
-
-
 def test_pictures_without_an_effect_prove_nothing() -> None:
-    runs = [parity._Run({"embedding": np.ones((1, 4))}, {}, 0, 0) for _ in range(2)]
-    labels = [Case("first", {}, 1), Case("second", {}, 1)]
-    assert "nothing is proven" in parity._sameness(labels, runs)[0]
-    assert (
-        parity._sameness(labels, [runs[0], replace(runs[1], expected={"embedding": np.zeros((1, 4))})]) == []
-    )
+    same = parity._Run({"embedding": np.ones((1, 4))}, {}, 0, 0)
+    other = replace(same, expected={"embedding": np.zeros((1, 4))})
+    both = replace(same, expected={"embedding": np.ones((2, 4))})
+    labels = [Case("first", {}, 1), Case("second", {}, 1), Case("pair", {}, 2)]
+    assert "same for all 2 pictures: nothing is proven" in parity._sameness(labels, [same, same, both])[0]
+    assert parity._sameness(labels, [same, other, both]) == []
+
+
+def test_nothing_detected_is_not_proven() -> None:
+    family, nothing = FAMILIES["mask_rcnn"], detections(1)
+    # What the R-CNN graphs give for a picture without a detection; Paddle's older ones have a class of -1.
+    nothing["boxes"][:] = [0, 0, 0, 0, 1, 1]
+    older = nothing | {"boxes": np.float32([[-1, 0.5, 0, 0, 1, 1]])}
+    assert compare.compare_instances(older, older)["detections"] == 0
+    empty = [parity._judge(family, Case("empty", {}, batch), nothing, nothing) for batch in (1, 2)]
+    assert parity._found_nothing(empty)
+    some = parity._judge(family, Case("some", {}, 1), detections(3), detections(3))
+    assert some["figures"]["detections"] == 3 and not parity._found_nothing([*empty, some])
+    assert parity._case_to_time([Case("a", {}, 1), Case("b", {}, 1)], [empty[0], some]).label == "b"
+    rows = {"embedding": RNG.normal(size=(1, 8)).astype(np.float32)}
+    assert not parity._found_nothing([parity._judge(FAMILIES["shitu_rec"], Case("c", {}, 1), rows, rows)])
+    with pytest.raises(ParityError, match="export of m is not proven: Paddle detects nothing") as error:
+        parity.require_parity({"passed": False, "failures": [parity._NOTHING]}, "m")
+    assert "--images" in error.value.cure
+
+
+def test_sample_photographs_are_among_the_pictures_of_detectors(tmp_path: Path) -> None:
+    import cv2
+
+    labels = [label for label, _ in pictures(None, photographs=True)]
+    assert labels[:3] == ["sample coffee", "sample citrus", "sample bee"]
+    assert len(labels) == 7 and all(label.startswith("synthetic") for label in labels[3:])
+    for index in range(4):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), np.zeros((50, 70, 3), np.uint8))
+    assert len(pictures(tmp_path, photographs=True)) == 4
 
 
 def test_a_failed_report_raises_with_the_first_differences() -> None:
@@ -177,7 +198,7 @@ def test_cases_have_the_inputs_of_their_family(tmp_path: Path) -> None:
     }
     normal = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
     made = list(cases(rcnn | normal, shapes, chosen, batched=True))
-    assert [case.batch for case in made] == [1, 1, 1, 1, 2]
+    assert [case.batch for case in made] == [1, 1, 1, 1, 2, 2]
     first = made[0].feeds
     assert list(first) == ["im_shape", "image", "scale_factor"]
     assert first["im_shape"].tolist() == [[80, 112]] and first["image"].shape == (1, 3, 96, 128)

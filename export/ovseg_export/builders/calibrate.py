@@ -45,6 +45,28 @@ def initialise(network: nn.Layer, seed: int) -> None:
         parameter.set_value(values)
 
 
+def smooth_kernels(network: nn.Layer, share: float) -> None:
+    """Let the convolutions of `network` mostly average; call it after `initialise`.
+
+    Random kernels pass fine noise on better than the smooth parts of a picture, and each BatchNorm brings
+    both back to full size: rounding in the first layer grows by ten in a layer or two, and the outputs of two
+    correct programs then differ by more than any limit. Kernels of more than one tap become
+    (1 - share) · kernel + share · its mean over the taps, with the variance that they had.
+
+    Args:
+        network: The network.
+        share: 0 (unchanged) to 1 (box filters).
+    """
+    for parameter in network.parameters():
+        if parameter.ndim != 4 or parameter.shape[2] * parameter.shape[3] == 1:
+            continue
+        kernel = parameter.numpy()
+        taps = kernel.shape[2] * kernel.shape[3]
+        mixed = (1 - share) * kernel + share * np.sqrt(taps) * kernel.mean((2, 3), keepdims=True)
+        scale = np.sqrt((kernel**2).mean() / (mixed**2).mean())
+        parameter.set_value((mixed * scale).astype(np.float32))
+
+
 @contextmanager
 def _batch_norms_train(network: nn.Layer) -> Iterator[None]:
     norms = [layer for layer in network.sublayers(include_self=True) if isinstance(layer, _BATCH_NORMS)]

@@ -17,7 +17,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from .archive import Blueprint, write_archive
-from .calibrate import initialise, rescale_head, set_batch_norm_statistics
+from .calibrate import initialise, rescale_head, set_batch_norm_statistics, smooth_kernels
 from .configs import COCO_LABELS, detection_config, normalise_unit, resize
 from .images import calibration_batch
 from .layers import ConvNorm
@@ -41,6 +41,9 @@ class RtdetrSize:
 
 
 SIZES = {"small": RtdetrSize(16, 32, 4, 50, 2, 16), "large": RtdetrSize(48, 256, 8, 300, 6, 32)}
+
+VARIANTS = tuple(f"Mask-RT-DETR-{size}" for size in "SMLXH")
+"""Names of the official models: they differ in width and depth only, so one graph stands for all."""
 
 
 def inverse_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
@@ -440,16 +443,23 @@ def _calibrate(network: MaskRtdetr, batch: paddle.Tensor) -> None:
             first = network.select(memory)
 
 
-def make(*, seed: int, size: str, image_size: int) -> Blueprint:
+def make(*, seed: int, model_name: str, size: str, image_size: int) -> Blueprint:
     """Make the network; see `build`."""
+    if model_name not in VARIANTS:
+        raise ValueError(f"model_name is {model_name!r}, not one of {', '.join(VARIANTS)}")
     network = MaskRtdetr(SIZES[size], image_size)
     network.eval()
     initialise(network, seed)
+    smooth_kernels(network, 0.85)
+    for layer in network.layers:
+        # A sample's place changes what it reads by the slope of the map: without this, each decoder layer
+        # makes the rounding of the boxes four times as large.
+        layer.cross.out.weight.set_value(layer.cross.out.weight * 0.3)
     batch = paddle.to_tensor(calibration_batch(image_size, image_size, imagenet=False))
     set_batch_norm_statistics(network, lambda: network.encode(batch))
     _calibrate(network, batch)
     steps = [resize(image_size, image_size), normalise_unit(), {"type": "Permute"}]
-    config = detection_config("Mask-RT-DETR-S", "DETR", steps)
+    config = detection_config(model_name, "DETR", steps)
     inputs = (
         InputSpec([None, 2], "float32", "im_shape"),
         InputSpec([None, 3, image_size, image_size], "float32", "image"),
@@ -459,7 +469,13 @@ def make(*, seed: int, size: str, image_size: int) -> Blueprint:
 
 
 def build(
-    out_dir: str | Path, *, seed: int = 0, fmt: str = "json", size: str = "small", image_size: int = 320
+    out_dir: str | Path,
+    *,
+    seed: int = 0,
+    fmt: str = "json",
+    model_name: str = "Mask-RT-DETR-S",
+    size: str = "small",
+    image_size: int = 320,
 ) -> Path:
     """Write a Mask-RT-DETR archive.
 
@@ -470,11 +486,12 @@ def build(
         out_dir: Folder to create.
         seed: Decides every weight.
         fmt: `json` or `pdmodel`.
+        model_name: One of `VARIANTS`.
         size: `small` or `large`.
         image_size: S, 640 in the official model; a multiple of 32.
 
     Returns:
         `out_dir`.
     """
-    options = {"size": size, "image_size": image_size}
+    options = {"model_name": model_name, "size": size, "image_size": image_size}
     return write_archive("mask_rtdetr", out_dir, seed=seed, fmt=fmt, options=options)
