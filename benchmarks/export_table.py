@@ -151,13 +151,9 @@ def _differences(worst: list[dict[str, float]]) -> str:
 
 def main() -> None:
     """Export what is missing in `work`, and write the table into docs/export.md."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for models and rows.json")
-    parser.add_argument(
-        "--also", nargs="*", type=Path, default=[], help="draw rows of other such folders too"
-    )
+    parser.add_argument("--also", nargs="*", type=Path, default=[], help="draw rows of other such folders too")
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--only-draw", action="store_true", help="measure nothing")

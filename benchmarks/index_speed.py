@@ -84,13 +84,9 @@ def main() -> None:
         print(f"built and saved in {seconds(lambda: gallery.save(folder)):.1f} s", flush=True)
         size = sum(path.stat().st_size for path in folder.iterdir())
         for _ in range(3):
-            done = subprocess.run(
-                [sys.executable, "-c", OPEN, str(folder)], capture_output=True, text=True, check=True
-            )
+            done = subprocess.run([sys.executable, "-c", OPEN, str(folder)], capture_output=True, text=True, check=True)
             took, grown = map(float, done.stdout.split())
-            print(
-                f"opened in {took:.2f} s; {grown / size:.2f} of its {size / 1e6:.0f} MB in memory", flush=True
-            )
+            print(f"opened in {took:.2f} s; {grown / size:.2f} of its {size / 1e6:.0f} MB in memory", flush=True)
 
         ours, our_ef, our_recall = None, 0, 0.0
         for our_ef in (16, 32, 64, 128, 256, 512):

@@ -148,9 +148,7 @@ def general_decoder(mask_axis: str = "N") -> onnx.ModelProto:
         for axis in "xy":
             nodes += [
                 helper.make_node("Mul", [f"{axis}s", f"{label}_1"], [f"{axis}{corner}_only"]),
-                helper.make_node(
-                    "ReduceSum", [f"{axis}{corner}_only", "point_axis"], [f"{axis}{corner}"], keepdims=1
-                ),
+                helper.make_node("ReduceSum", [f"{axis}{corner}_only", "point_axis"], [f"{axis}{corner}"], keepdims=1),
             ]
     nodes += [
         *_box_term(["x1", "y1", "x2", "y2"]),

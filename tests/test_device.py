@@ -121,9 +121,7 @@ def test_wrong_providers_and_options(arguments):
 
 @pytest.mark.parametrize("text", [None, "auto", "AUTO"])
 def test_auto_is_not_named_and_ends_on_the_cpu(text):
-    device = resolve_device(
-        text, provider_options={"CANNExecutionProvider": {"precision_mode": "force_fp16"}}
-    )
+    device = resolve_device(text, provider_options={"CANNExecutionProvider": {"precision_mode": "force_fp16"}})
     assert not device.named
     assert device.providers[-1].name == CPU
     assert all("precision_mode" not in provider.options for provider in device.providers)

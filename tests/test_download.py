@@ -80,9 +80,7 @@ def test_a_server_without_ranges_that_always_stops_is_given_up(file_server: File
     assert len(file_server.log) == ATTEMPTS + 1
 
 
-def test_another_file_on_the_server_is_not_appended_to_the_first(
-    file_server: FileServer, target: Path
-) -> None:
+def test_another_file_on_the_server_is_not_appended_to_the_first(file_server: FileServer, target: Path) -> None:
     file_server.files["a"] = CONTENT
     file_server.cut_after = [300_000] + [0] * ATTEMPTS
     with pytest.raises(DownloadError):
@@ -95,9 +93,7 @@ def test_another_file_on_the_server_is_not_appended_to_the_first(
     assert file_server.log == [("/a", "bytes=300000-")]  # If-Range: one request is enough
 
 
-def test_another_file_is_seen_where_the_server_ignores_if_range(
-    file_server: FileServer, target: Path
-) -> None:
+def test_another_file_is_seen_where_the_server_ignores_if_range(file_server: FileServer, target: Path) -> None:
     file_server.files["a"] = CONTENT
     file_server.cut_after = [300_000] + [0] * ATTEMPTS
     with pytest.raises(DownloadError):
@@ -123,9 +119,7 @@ def test_another_size_under_the_same_etag_starts_again(file_server: FileServer, 
 
 
 @pytest.mark.parametrize("etag", ["weak", ""])
-def test_without_a_strong_validator_nothing_is_resumed(
-    etag: str, file_server: FileServer, target: Path
-) -> None:
+def test_without_a_strong_validator_nothing_is_resumed(etag: str, file_server: FileServer, target: Path) -> None:
     file_server.files["a"] = CONTENT
     file_server.etag = etag
     file_server.cut_after = [300_000]
@@ -179,9 +173,7 @@ def test_offline_asks_nobody(file_server: FileServer, target: Path, monkeypatch:
     assert download(file_server.url("a"), target) == SHA256
 
 
-def test_a_file_larger_than_the_disk_is_refused_before_it_comes(
-    file_server: FileServer, target: Path
-) -> None:
+def test_a_file_larger_than_the_disk_is_refused_before_it_comes(file_server: FileServer, target: Path) -> None:
     file_server.files["a"] = b"x"
     file_server.announced = 1 << 60
     with pytest.raises(DownloadError, match="are needed in") as error:

@@ -174,13 +174,9 @@ def test_arrays_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 # -------------------------------------------------------------------------------------------------- bad files
 
 
-@pytest.mark.parametrize(
-    "name", ["a.jpg", "p.jpg", "a.png", "a.webp", "a.bmp", "a.ppm", "a.gif", "a.tif", "z.tif"]
-)
+@pytest.mark.parametrize("name", ["a.jpg", "p.jpg", "a.png", "a.webp", "a.bmp", "a.ppm", "a.gif", "a.tif", "z.tif"])
 def test_every_truncation_is_refused_or_loses_no_pixel(tmp_path: Path, name: str) -> None:
-    options: dict[str, object] = {"p.jpg": {"progressive": True}, "z.tif": {"compression": "tiff_lzw"}}.get(
-        name, {}
-    )
+    options: dict[str, object] = {"p.jpg": {"progressive": True}, "z.tif": {"compression": "tiff_lzw"}}.get(name, {})
     whole = save(tmp_path / name, **options)
     expected = one(whole).pixels
     data = whole.read_bytes()
@@ -381,9 +377,7 @@ def test_large_directory_starts_at_once_and_reads_only_what_is_asked_for(tmp_pat
     stream = read_images(tmp_path)
     assert [Path(next(stream).path or "").name for _ in range(2)] == ["00000.png", "00001.png"]
     assert time.perf_counter() - start < 2
-    with pytest.raises(
-        ImageError, match=r"00002\.png"
-    ):  # had it been read before, it would have raised before
+    with pytest.raises(ImageError, match=r"00002\.png"):  # had it been read before, it would have raised before
         next(stream)
 
 
@@ -621,9 +615,7 @@ def test_count_images_and_is_single(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_broken_files_raise_nothing_but_image_error(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    originals = [
-        save(tmp_path / f"a.{s}").read_bytes() for s in ("jpg", "png", "webp", "bmp", "gif", "tif", "ppm")
-    ]
+    originals = [save(tmp_path / f"a.{s}").read_bytes() for s in ("jpg", "png", "webp", "bmp", "gif", "tif", "ppm")]
     path = tmp_path / "broken"
     for index in range(350):
         data = bytearray(originals[index % len(originals)])

@@ -7,11 +7,7 @@ import pytest
 from photos import FOLDER, Photo, PhotoObject, load_photos, rasterize_ring
 
 PHOTOS = load_photos()
-OBJECTS = [
-    pytest.param(photo, item, id=f"{photo.path.stem}-{item.name}")
-    for photo in PHOTOS
-    for item in photo.objects
-]
+OBJECTS = [pytest.param(photo, item, id=f"{photo.path.stem}-{item.name}") for photo in PHOTOS for item in photo.objects]
 
 
 def test_every_photo_is_listed_and_credited() -> None:

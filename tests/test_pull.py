@@ -68,9 +68,7 @@ def test_a_published_checksum_is_held(zoo_file: Path, file_server: FileServer, h
     assert pull_model("tiny").name == "tiny"
 
 
-def test_the_first_download_is_what_later_ones_are_compared_with(
-    zoo_file: Path, file_server: FileServer
-) -> None:
+def test_the_first_download_is_what_later_ones_are_compared_with(zoo_file: Path, file_server: FileServer) -> None:
     pull_model("tiny")
     remove_model("tiny")
     file_server.files["v1/tiny.tar"] = model_archive("tiny", b"something else")
@@ -95,18 +93,14 @@ def test_an_archive_in_the_cache_needs_no_network_and_is_checked(
     assert "ovs models rm tiny" in error.value.cure
 
 
-def test_archives_of_one_name_are_told_apart_by_address(
-    zoo_file: Path, file_server: FileServer, home: Path
-) -> None:
+def test_archives_of_one_name_are_told_apart_by_address(zoo_file: Path, file_server: FileServer, home: Path) -> None:
     pull_model("tiny").path.rename(home / "elsewhere")
     file_server.files["v2/tiny.tar"] = model_archive("tiny", b"newer")
     write_zoo(zoo_file, {"url": file_server.url("v2/tiny.tar"), "format": "onnx"})
     assert pull_model("tiny").files["model"].read_bytes() == b"newer"
 
 
-def test_offline_without_the_model(
-    zoo_file: Path, file_server: FileServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_without_the_model(zoo_file: Path, file_server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OVSEG_OFFLINE", "1")
     with pytest.raises(DownloadError, match="OVSEG_OFFLINE"):
         pull_model("tiny")
@@ -194,9 +188,7 @@ def test_two_processes_download_once(zoo_file: Path, file_server: FileServer, ho
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_a_killed_process_leaves_a_download_that_goes_on(
-    zoo_file: Path, file_server: FileServer, home: Path
-) -> None:
+def test_a_killed_process_leaves_a_download_that_goes_on(zoo_file: Path, file_server: FileServer, home: Path) -> None:
     file_server.chunk_delay = 0.05
     process = subprocess.Popen(PULL, stdout=subprocess.DEVNULL)
     parts: list[Path] = []

@@ -37,9 +37,7 @@ except MissingExtra as error:
 
 
 def test_not_installed(tmp_path):
-    shadow = (
-        "import importlib.metadata as m; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]\n"
-    )
+    shadow = "import importlib.metadata as m; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]\n"
     source = Path(runtime.__file__).parents[1]
     message = run_python(shadow + PRINT_ERROR, source).stdout
     assert "not installed" in message

@@ -127,9 +127,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_a_wrong_entry_is_named(
-    change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path
-) -> None:
+def test_a_wrong_entry_is_named(change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path) -> None:
     path = write_zoo(tmp_path / "zoo.yaml", "paddle")  # type: ignore[arg-type]
     data = yaml.safe_load(path.read_text())
     data["sources"] = {"paddle": {"format": "paddle", "url": "http://a/{name}.tar"}}
@@ -167,9 +165,7 @@ def test_a_model_dir_wins_over_the_cache(home: Path, tmp_path: Path) -> None:
     assert find_model(None, str(mine)).name == "mine"
 
 
-def test_a_bundled_model_wins_over_the_cache(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundled_model_wins_over_the_cache(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(home / "models" / "tiny", "tiny")
     shipped = write_model(tmp_path / "package" / "tiny", "tiny")
     monkeypatch.setattr(zoo, "bundled_dir", lambda name: tmp_path / "package" / name)

@@ -26,9 +26,7 @@ def differences(expected: np.ndarray, found: np.ndarray) -> Figures:
 
 def compare_embeddings(expected: Outputs, found: Outputs) -> Figures:
     """`cosine`: smallest of rows of `embedding` [N, D]; `relative`: largest difference over largest value."""
-    a, b = (
-        item["embedding"].astype(np.float64).reshape(len(item["embedding"]), -1) for item in (expected, found)
-    )
+    a, b = (item["embedding"].astype(np.float64).reshape(len(item["embedding"]), -1) for item in (expected, found))
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = (a * b).sum(1) / np.maximum(norms, 1e-30)
     return {

@@ -211,7 +211,5 @@ def _port_info(name: str, port: Port, sizes: Sequence[int | str] | None) -> onnx
     if sizes is None:
         shape = [size if size >= 0 else f"{name}_{axis}" for axis, size in enumerate(port.value.shape)]
     elif len(shape) != port.value.rank:
-        raise ModelError(
-            f"Input {name!r} has {port.value.rank} axes, not {len(shape)}.", "Give one size for each."
-        )
+        raise ModelError(f"Input {name!r} has {port.value.rank} axes, not {len(shape)}.", "Give one size for each.")
     return helper.make_tensor_value_info(name, onnx_type(port.value.dtype), shape)

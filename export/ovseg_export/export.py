@@ -220,9 +220,7 @@ def _export(
         if settings.calibration is not None:
             chosen = feeds.pictures(settings.calibration)[:_CALIBRATION_PICTURES]
             calibration = [case.feeds for case in feeds.cases(preprocess, shapes, chosen, batched=False)]
-        files, report["precision"] = _convert_precision(
-            parts, folder, settings.precision, calibration, single, family
-        )
+        files, report["precision"] = _convert_precision(parts, folder, settings.precision, calibration, single, family)
     (folder / "parity.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
     facts: dict[str, Any] = {
@@ -270,9 +268,7 @@ def _write(part: Converted, path: Path) -> dict[str, Any]:
         # From the path: a graph with external data is more than the checker takes as a message.
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as failure:
-        raise ModelError(
-            f"The exported {path.name} is no valid ONNX: {failure}.", "Report the model."
-        ) from failure
+        raise ModelError(f"The exported {path.name} is no valid ONNX: {failure}.", "Report the model.") from failure
     entries = [_file_entry(file) for file in written]
     return entries[0] | ({"data": entries[1:]} if len(entries) > 1 else {})
 

@@ -81,9 +81,7 @@ FAMILIES: Mapping[str, Family] = {
             batch=False,
         ),
         Family("picodet", ("PP-ShiTuV2_det",), _DETECTION, "instances", _FOUND, ("GFL", "PicoDet")),
-        Family(
-            "shitu_rec", ("PP-ShiTuV2_rec",), ("embedding",), "embedding", _EMBEDDING, inputs={"x": "image"}
-        ),
+        Family("shitu_rec", ("PP-ShiTuV2_rec",), ("embedding",), "embedding", _EMBEDDING, inputs={"x": "image"}),
         Family(
             "clip_vit",
             ("PP-ShiTuV2_rec_CLIP_vit_",),
@@ -152,9 +150,7 @@ def input_names(family: Family, program: Program, where: str) -> dict[str, str]:
     by_rank = {port.value.rank: port.name for port in ports}
     prompts = {2: "boxes", 3: "points"}.get(sum(by_rank) - 4)
     if len(ports) != 2 or 4 not in by_rank or prompts is None:
-        raise _wrong_ports(
-            family, where, "inputs", [f"{port.name} {list(port.value.shape)}" for port in ports]
-        )
+        raise _wrong_ports(family, where, "inputs", [f"{port.name} {list(port.value.shape)}" for port in ports])
     return {port.name: "image" if port.value.rank == 4 else prompts for port in ports}
 
 
@@ -249,9 +245,7 @@ def read_preprocess(family: Family, config: Mapping[str, Any], where: str) -> di
     for key in ("size", "mean"):
         if key not in facts:
             missing = "Resize" if key == "size" else "NormalizeImage"
-            raise ModelError(
-                f"{where}: the preprocessing has no step {missing}.", "Use the model's own file."
-            )
+            raise ModelError(f"{where}: the preprocessing has no step {missing}.", "Use the model's own file.")
     if order.index("NormalizeImage") < max(order.index(k) for k in order if k in ("Resize", "ResizeImage")):
         facts["normalize_first"] = True
     return facts

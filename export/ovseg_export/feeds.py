@@ -53,9 +53,7 @@ def pictures(
     given: list[tuple[str, np.ndarray]] = []
     if images is not None:
         sources = [images] if isinstance(images, str | Path) else list(images)
-        given = [
-            (str(image.path), image.pixels) for image in read_images([str(source) for source in sources])
-        ]
+        given = [(str(image.path), image.pixels) for image in read_images([str(source) for source in sources])]
     missing = max(0, AT_LEAST - len(given))
     if missing and photographs:
         given += [(f"sample {sample.name}", _photograph(sample.path)) for sample in samples()]
@@ -118,9 +116,7 @@ def _feeds(
     made["scale_factor"] = (resized / original).astype(np.float32)
     boxes = np.float32(_BOXES[index % len(_BOXES)]) * np.float32([width, height, width, height])
     made["boxes"] = boxes if isinstance(shapes.get("boxes", [""])[0], str) else boxes[:1]
-    made["points"] = (np.float32(_POINTS[index % len(_POINTS)]) * np.float32([width, height])).reshape(
-        1, 1, 2
-    )
+    made["points"] = (np.float32(_POINTS[index % len(_POINTS)]) * np.float32([width, height])).reshape(1, 1, 2)
     return {name: made[name] for name in shapes}
 
 
@@ -138,9 +134,7 @@ def _prepare(preprocess: Mapping[str, Any], pixels: np.ndarray) -> tuple[np.ndar
         rows, columns = round(height * scale), round(width * scale)
     else:
         rows, columns = preprocess["size"]
-    resized = cv2.resize(
-        pixels, (columns, rows), interpolation=_INTERPOLATIONS[preprocess.get("interp", "linear")]
-    )
+    resized = cv2.resize(pixels, (columns, rows), interpolation=_INTERPOLATIONS[preprocess.get("interp", "linear")])
     image = (resized[..., ::-1].astype(np.float32) - mean) / std
     if sam:
         down, right = preprocess["size"] - rows, preprocess["size"] - columns

@@ -185,9 +185,7 @@ class _Worker:
         core.serialize_pir_program(paddle.pir.translate_to_pir(old), target)
         return {}
 
-    def _load(
-        self, program: str, parameters: str, onednn: bool, threads: int, optimise: bool = True
-    ) -> dict[str, Any]:
+    def _load(self, program: str, parameters: str, onednn: bool, threads: int, optimise: bool = True) -> dict[str, Any]:
         from paddle.inference import Config, create_predictor
 
         config = Config(program, parameters)

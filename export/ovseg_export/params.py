@@ -32,9 +32,7 @@ _TYPES = {
 }
 
 
-def read_parameters(
-    path: str | Path, expected: Mapping[str, tuple[str, tuple[int, ...]]]
-) -> dict[str, np.ndarray]:
+def read_parameters(path: str | Path, expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
     """Map the parameters of a program into memory.
 
     Args:
@@ -55,9 +53,7 @@ def read_parameters(
     if not path.is_file():
         if not expected:
             return {}
-        raise ParameterError(
-            f"The parameter file {path} is missing; the program has {len(expected)} parameters.", cure
-        )
+        raise ParameterError(f"The parameter file {path} is missing; the program has {len(expected)} parameters.", cure)
     if path.stat().st_size == 0:
         if not expected:
             return {}
@@ -71,8 +67,7 @@ def read_parameters(
             array, offset = _read_record(mapped, offset)
         except (struct.error, ValueError, KeyError, IndexError) as error:
             raise ParameterError(
-                f"The parameter file {path} cannot be read at byte {offset}, where {name!r} should stand "
-                f"({error}).",
+                f"The parameter file {path} cannot be read at byte {offset}, where {name!r} should stand ({error}).",
                 "Download or save the model again.",
             ) from error
         dtype, shape = expected[name]

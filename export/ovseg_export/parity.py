@@ -137,9 +137,7 @@ def prove(
         judged = _judge_all(family, cases, runs)
         seconds = [run.paddle_seconds for run in runs], [run.onnx_seconds for run in runs]
         times = {"literal": _times(*seconds)}
-    failures = [
-        f"{item['case']}: {failure}" for item in judged for failure in _failures(family.tolerances, item)
-    ]
+    failures = [f"{item['case']}: {failure}" for item in judged for failure in _failures(family.tolerances, item)]
     if _found_nothing(judged):
         failures.append(_NOTHING)
     else:

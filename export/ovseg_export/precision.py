@@ -163,9 +163,7 @@ class Report:
 class FolderFeeds(Sequence[Feeds]):
     """The pictures of a folder as feeds, read and prepared when asked for, so that memory holds one."""
 
-    def __init__(
-        self, folder: str | Path, prepare: Callable[[np.ndarray], Feeds], *, limit: int | None = 32
-    ) -> None:
+    def __init__(self, folder: str | Path, prepare: Callable[[np.ndarray], Feeds], *, limit: int | None = 32) -> None:
         """List the pictures.
 
         Args:
@@ -179,9 +177,7 @@ class FolderFeeds(Sequence[Feeds]):
         """
         bad: list[ImageError] = []
         found = dict.fromkeys(
-            str(image.path)
-            for image in read_images(str(folder), on_error=bad.append)
-            if image.page_index in (None, 0)
+            str(image.path) for image in read_images(str(folder), on_error=bad.append) if image.page_index in (None, 0)
         )
         if not found:
             raise ImageError(
@@ -233,17 +229,12 @@ def convert_precision(
         MissingExtra: if they are not installed.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(
-            f"The precision {precision!r} is not known.", f"Use one of {', '.join(PRECISIONS)}."
-        )
+        raise ConfigError(f"The precision {precision!r} is not known.", f"Use one of {', '.join(PRECISIONS)}.")
     chosen = {
-        role: (methods or {}).get(role) or choose_method(model, precision, role)
-        for role, model in models.items()
+        role: (methods or {}).get(role) or choose_method(model, precision, role) for role, model in models.items()
     }
     if precision != "fp32" and not any(method != "fp32" for method in chosen.values()):
-        raise PrecisionError(
-            f"No graph of the model gains by {precision}.", "Export it with --precision fp32."
-        )
+        raise PrecisionError(f"No graph of the model gains by {precision}.", "Export it with --precision fp32.")
     wants_feeds = [role for role, method in chosen.items() if method == "int8 static"]
     if wants_feeds and not calibration:
         raise ConfigError(
@@ -778,14 +769,10 @@ def _halve_attributes(node: NodeProto) -> None:
         elif attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
             attribute.t.CopyFrom(_half(attribute.t, attribute.t.name))
     if node.op_type == "ConstantOfShape" and not node.attribute:
-        node.attribute.append(
-            helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float16)))
-        )
+        node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float16))))
 
 
-def _with_graph(
-    model: ModelProto, nodes: Sequence[NodeProto], constants: Mapping[str, TensorProto]
-) -> ModelProto:
+def _with_graph(model: ModelProto, nodes: Sequence[NodeProto], constants: Mapping[str, TensorProto]) -> ModelProto:
     result = ModelProto()
     result.ir_version = model.ir_version
     result.opset_import.extend(model.opset_import)
@@ -800,11 +787,7 @@ def _with_graph(
 
 
 def _matrices(graph: _Graph) -> list[str]:
-    return [
-        node.name
-        for node in graph.products()
-        if node.op_type in ("Gemm", "MatMul") and not graph.is_head(node)
-    ]
+    return [node.name for node in graph.products() if node.op_type in ("Gemm", "MatMul") and not graph.is_head(node)]
 
 
 def _prepare(model: ModelProto, scratch: Path) -> ModelProto:
@@ -825,9 +808,7 @@ def _prepare(model: ModelProto, scratch: Path) -> ModelProto:
     return prepared
 
 
-def _quantise_matrices(
-    model: ModelProto, names: Sequence[str], scratch: Path, reduce_range: bool
-) -> ModelProto:
+def _quantise_matrices(model: ModelProto, names: Sequence[str], scratch: Path, reduce_range: bool) -> ModelProto:
     quantization = _tool("onnxruntime.quantization")
     source, target = scratch / "matrices.onnx", scratch / "dynamic.onnx"
     large = _save(model, source)
@@ -860,9 +841,7 @@ def _tool(name: str) -> Any:
 
 def _failed(step: str, error: Exception) -> PrecisionError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return PrecisionError(
-        f"ONNX Runtime's quantiser ({step}) failed: {first}.", "Use --precision fp32 or fp16."
-    )
+    return PrecisionError(f"ONNX Runtime's quantiser ({step}) failed: {first}.", "Use --precision fp32 or fp16.")
 
 
 def _kept(before: ModelProto, after: ModelProto, method: str) -> dict[str, int]:

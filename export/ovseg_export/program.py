@@ -173,8 +173,7 @@ class _Reader:
         (region,) = module["regions"]
         body = self._region(region, {}, "")
         inputs, outputs = (
-            tuple(port for _, port in sorted(ports, key=lambda item: item[0]))
-            for ports in (self.inputs, self.outputs)
+            tuple(port for _, port in sorted(ports, key=lambda item: item[0])) for ports in (self.inputs, self.outputs)
         )
         return Program(body.ops, inputs, outputs, self.parameters, self.path)
 

@@ -86,9 +86,7 @@ def _locate(source: str, say: Say, progress: Progress | None) -> tuple[Path, str
         raise ModelError(f"There is no file or folder {source}.", "Check the path.")
     spec = model_spec(source)
     if not any(archive.format == "paddle" for archive in spec.archives):
-        raise ModelError(
-            f"{source} is no Paddle model: it comes as ONNX.", f"Run `ovs models pull {source}`."
-        )
+        raise ModelError(f"{source} is no Paddle model: it comes as ONNX.", f"Run `ovs models pull {source}`.")
     with locked(source, lambda: say(f"waiting for another process that pulls {source}")):
         archive, path = fetch_archive(spec, progress, say)
     return path, archive.url
@@ -110,9 +108,7 @@ def _fetch_url(url: str, say: Say, progress: Progress | None) -> Path:
 
 def _open_folder(folder: Path, origin: str) -> PaddleModel:
     folder = _find_folder(folder, origin)
-    programs = [
-        folder / name for name in ("inference.json", "inference.pdmodel") if (folder / name).is_file()
-    ]
+    programs = [folder / name for name in ("inference.json", "inference.pdmodel") if (folder / name).is_file()]
     program = programs[0]  # the newer format needs no translation by Paddle
     parameters, config_path = folder / "inference.pdiparams", folder / "inference.yml"
     for path, holds in ((parameters, "the weights"), (config_path, "the preprocessing and the labels")):

@@ -89,11 +89,7 @@ def _neck(
             for name in reads(nodes[index]) & from_image:
                 needed.add(name)
                 last_use.setdefault(name, index)
-    path = [
-        index
-        for index, node in enumerate(nodes)
-        if needed.intersection(node.output) and reads(node) & from_image
-    ]
+    path = [index for index, node in enumerate(nodes) if needed.intersection(node.output) and reads(node) & from_image]
     start = max((index for index in path if nodes[index].op_type == "Conv"), default=-1)
     live, found = {image}, None
     for index in path:

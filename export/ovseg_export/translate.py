@@ -31,8 +31,6 @@ def translate_program(source: str | Path, target: str | Path) -> Path:
             with Host(Path(scratch)) as paddle:
                 paddle.translate(source, partial)
         except PaddleFailure as failure:
-            raise ProgramError(
-                failure.cause, "Export the model again with Paddle 3, as inference.json."
-            ) from failure
+            raise ProgramError(failure.cause, "Export the model again with Paddle 3, as inference.json.") from failure
         partial.replace(target)
     return target

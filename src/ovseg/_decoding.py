@@ -67,9 +67,7 @@ def shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def attempt(
-    decode: Callable[[], np.ndarray], name: str | None, page_index: int | None = None
-) -> Image | ImageError:
+def attempt(decode: Callable[[], np.ndarray], name: str | None, page_index: int | None = None) -> Image | ImageError:
     """Return the image, or the error that says why there is none."""
     try:
         return Image(decode(), name, page_index)
@@ -275,9 +273,7 @@ def _pdf_scale(width: float, height: float, name: str, max_pixels: float) -> flo
     if pixels(PDF_SCALE) <= max_pixels:
         return PDF_SCALE
     if pixels(PDF_MIN_SCALE) > max_pixels:
-        cause = (
-            f"{shown(name)} has a page of {width:.0f} × {height:.0f} points; {max_pixels} pixels are too few."
-        )
+        cause = f"{shown(name)} has a page of {width:.0f} × {height:.0f} points; {max_pixels} pixels are too few."
         raise ImageError(cause, "Scale the page down, or raise max_pixels (0 for no limit).")
     low, high = PDF_MIN_SCALE, PDF_SCALE
     for _ in range(32):

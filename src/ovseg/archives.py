@@ -75,13 +75,9 @@ def unpack(archive: Path, folder: Path) -> Path:
     except FileExistsError as failure:
         raise DownloadError(f"{archive} holds {failure.filename} twice.", "Do not use it.") from failure
     except _DAMAGED as failure:
-        raise DownloadError(
-            f"{archive} is damaged: {failure}.", "Delete it and download it again."
-        ) from failure
+        raise DownloadError(f"{archive} is damaged: {failure}.", "Delete it and download it again.") from failure
     except OSError as failure:
-        raise DownloadError(
-            f"{archive} could not be unpacked: {failure}.", "Check space and permissions."
-        ) from failure
+        raise DownloadError(f"{archive} could not be unpacked: {failure}.", "Check space and permissions.") from failure
     entries = list(folder.iterdir())
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
 
@@ -103,9 +99,7 @@ def _members(archive: Path) -> Iterator[Iterator[_Member]]:
             yield _zip_members(archive, packed)
         return
     if not tarfile.is_tarfile(archive):
-        raise DownloadError(
-            f"{archive} is neither a tar nor a zip archive.", "Delete it and download it again."
-        )
+        raise DownloadError(f"{archive} is neither a tar nor a zip archive.", "Delete it and download it again.")
     with tarfile.open(archive) as tar:
         yield _tar_members(archive, tar)
 
@@ -136,13 +130,7 @@ def _zip_members(archive: Path, packed: zipfile.ZipFile) -> Iterator[_Member]:
 def _safe_name(archive: Path, name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     # Backslashes and drive letters are names here and paths on Windows.
-    if (
-        path.is_absolute()
-        or ".." in path.parts
-        or "\\" in name
-        or "\0" in name
-        or re.match(r"[A-Za-z]:", name)
-    ):
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name):
         raise _refused(archive, name, "it would be written outside of the folder")
     return path
 

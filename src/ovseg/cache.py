@@ -116,9 +116,7 @@ def _read_checksums() -> dict[str, object]:
         return {}
     except ValueError as failure:
         # An unreadable record must not turn the check off in silence.
-        raise DownloadError(
-            f"{checksums_file()} is not valid JSON: {failure}.", "Repair or delete it."
-        ) from failure
+        raise DownloadError(f"{checksums_file()} is not valid JSON: {failure}.", "Repair or delete it.") from failure
     return content if isinstance(content, dict) else {}
 
 

@@ -121,15 +121,11 @@ def resolve_device(
             provider.options.setdefault("device_id", str(index))
     main_id = chosen[0].options.get("device_id", str(index))
     if not main_id.isdecimal():
-        raise ConfigError(
-            f"The provider option device_id is {main_id!r}, not a device index.", "Use 0, 1 and so on."
-        )
+        raise ConfigError(f"The provider option device_id is {main_id!r}, not a device index.", "Use 0, 1 and so on.")
     return Device(kind, int(main_id), tuple(chosen), named)
 
 
-def unavailable(
-    provider: str, reason: str, *, missing: str = "", reinstall: bool = False
-) -> DeviceUnavailable:
+def unavailable(provider: str, reason: str, *, missing: str = "", reinstall: bool = False) -> DeviceUnavailable:
     """Build the error for a provider that was asked for and cannot be used.
 
     Args:
@@ -199,9 +195,7 @@ def _requested_provider(item: object) -> Provider:
             return Provider(name)
         case (str(name), Mapping() as options):
             return Provider(name, _as_options(name, options))
-    raise ConfigError(
-        f"The provider {item!r} is not a name or a (name, options) pair.", f"Use {CUDA!r}, say."
-    )
+    raise ConfigError(f"The provider {item!r} is not a name or a (name, options) pair.", f"Use {CUDA!r}, say.")
 
 
 def _as_options(name: str, options: Mapping[Any, object]) -> dict[str, str]:
@@ -241,9 +235,7 @@ def _lay_over(chosen: list[Provider], options: Mapping[str, object], named: bool
         checked = _as_options(name, values)
         if name in by_name:
             by_name[name].options.update(checked)
-        elif (
-            named or name not in _BY_PROVIDER
-        ):  # under auto, options may be for a provider this machine lacks
+        elif named or name not in _BY_PROVIDER:  # under auto, options may be for a provider this machine lacks
             raise ConfigError(
                 f"provider_options names {name}, which is not asked for.",
                 f"It may name {', '.join(by_name)}.",

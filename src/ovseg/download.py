@@ -41,9 +41,7 @@ class _Interrupted(Exception):  # noqa: N818 - never leaves this module
     """A failure that another attempt may cure."""
 
 
-def download(
-    url: str, destination: Path, *, sha256: str | None = None, progress: Progress | None = None
-) -> str:
+def download(url: str, destination: Path, *, sha256: str | None = None, progress: Progress | None = None) -> str:
     """Download `url` to `destination` and return its SHA-256 in hexadecimal.
 
     The bytes go to `destination` + `.part`. A later call goes on from there if the server takes ranges and
@@ -220,9 +218,7 @@ def _placed(response: requests.Response, partial: _Partial) -> tuple[int, int | 
         raise _Interrupted(f"the server answered {status} {response.reason}")
     if status in (403, 404, 410):
         raise NotOnServer(f"{partial.url} is not there ({status} {response.reason}).", "Check the address.")
-    raise DownloadError(
-        f"{partial.url}: the server answered {status} {response.reason}.", "Check the address."
-    )
+    raise DownloadError(f"{partial.url}: the server answered {status} {response.reason}.", "Check the address.")
 
 
 def _validator(response: requests.Response) -> str | None:

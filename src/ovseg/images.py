@@ -130,9 +130,7 @@ def _is_directory(path: str | os.PathLike[str]) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises where a parent may not be read
 
 
-def _deliver(
-    items: Iterator[Image | OvsError], on_error: Callable[[ImageError], None] | None
-) -> Iterator[Image]:
+def _deliver(items: Iterator[Image | OvsError], on_error: Callable[[ImageError], None] | None) -> Iterator[Image]:
     for item in items:
         if isinstance(item, Image):
             yield item
@@ -232,9 +230,7 @@ def _unreadable(name: str, error: Exception) -> ImageError:
     if isinstance(error, FileNotFoundError):
         return ImageError(f"{shown(name)} does not exist.", "Check the spelling and the current directory.")
     if isinstance(error, PermissionError):
-        return ImageError(
-            f"{shown(name)} may not be read by this user.", "Give the user permission to read it."
-        )
+        return ImageError(f"{shown(name)} may not be read by this user.", "Give the user permission to read it.")
     reason = getattr(error, "strerror", None) or error
     return ImageError(f"{shown(name)} cannot be read ({reason}).", "Give the path of a readable file.")
 

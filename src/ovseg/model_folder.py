@@ -30,9 +30,7 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 FORMAT = Field("1, the only format there is", lambda value: value == 1 and not isinstance(value, bool))
 TASK = one_of(*sorted({task for task, _ in FAMILIES.values()}))
 FAMILY = one_of(*FAMILIES)
-PROMPTS = Field(
-    "a list of box, point", lambda value: schema.is_texts(value) and set(value) <= {"box", "point"}
-)
+PROMPTS = Field("a list of box, point", lambda value: schema.is_texts(value) and set(value) <= {"box", "point"})
 _FOLDER_FIELDS = {
     "format": FORMAT.needed(),
     "name": TEXT.needed(),
@@ -110,10 +108,7 @@ def open_model_folder(path: str | Path, *, verify: bool = False) -> ModelFolder:
                 f"{described}: key 'files.{role}' is missing: family {facts['family']} needs it.",
                 "Export it again.",
             )
-    files = {
-        role: _file(folder, entry, f"{described}: files.{role}", verify)
-        for role, entry in facts["files"].items()
-    }
+    files = {role: _file(folder, entry, f"{described}: files.{role}", verify) for role, entry in facts["files"].items()}
     return ModelFolder(
         path=folder,
         name=facts["name"],
@@ -132,16 +127,12 @@ def _file(folder: Path, entry: Any, where: str, verify: bool) -> Path:
     name = entry["path"]
     path: Path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(
-            f"{where}: key 'path': '{name}' is outside of the folder.", "Do not use this folder."
-        )
+        raise ModelError(f"{where}: key 'path': '{name}' is outside of the folder.", "Do not use this folder.")
     if not path.is_file():
         raise ModelError(f"{where}: {path} is missing.", "Copy the folder again, whole.")
     size = path.stat().st_size
     if size != entry.get("size", size):
-        raise ModelError(
-            f"{where}: {path} has {size} bytes, not {entry['size']}.", "Copy the folder again, whole."
-        )
+        raise ModelError(f"{where}: {path} has {size} bytes, not {entry['size']}.", "Copy the folder again, whole.")
     if verify:
         found = file_sha256(path)
         if found != entry["sha256"]:
@@ -158,6 +149,4 @@ def check_task(entry: Mapping[str, Any], where: str, error: type[OvsError]) -> N
     """Raise `error` unless the task of `entry` is the one of its family."""
     task, _ = FAMILIES[entry["family"]]
     if entry["task"] != task:
-        raise error(
-            f"{where}: key 'task': family {entry['family']} is for {task}.", "Correct task or family."
-        )
+        raise error(f"{where}: key 'task': family {entry['family']} is for {task}.", "Correct task or family.")

@@ -94,9 +94,7 @@ def remove_model(name: str) -> list[Path]:
     return there
 
 
-def fetch_archive(
-    spec: ModelSpec, progress: Progress | None, notify: Callable[[str], None]
-) -> tuple[Archive, Path]:
+def fetch_archive(spec: ModelSpec, progress: Progress | None, notify: Callable[[str], None]) -> tuple[Archive, Path]:
     """Return the first archive of `spec` that is in the cache or on its server, and its path.
 
     The caller holds the lock of the model (`cache.locked`).
@@ -134,11 +132,7 @@ def fetch_archive(
 def _archive_path(spec: ModelSpec, archive: Archive) -> Path:
     # Releases of a model have the same file name: the address tells them apart.
     address = hashlib.sha256(archive.url.encode()).hexdigest()[:8]
-    return (
-        archives_dir()
-        / spec.name
-        / f"{address}-{PurePosixPath(urlsplit(archive.url).path).name or 'archive'}"
-    )
+    return archives_dir() / spec.name / f"{address}-{PurePosixPath(urlsplit(archive.url).path).name or 'archive'}"
 
 
 @contextmanager

@@ -36,9 +36,7 @@ def import_onnxruntime() -> Any:
     Raises:
         MissingExtra: it is not installed, or the installation is broken.
     """
-    cure = (
-        'Install one: pip install "ovseg[cpu]", or on a machine with an NVIDIA GPU: pip install "ovseg[gpu]".'
-    )
+    cure = 'Install one: pip install "ovseg[cpu]", or on a machine with an NVIDIA GPU: pip install "ovseg[gpu]".'
     try:
         import onnxruntime
     except ImportError as error:

@@ -30,8 +30,7 @@ _OPTIMIZATION = {
 
 # ONNX Runtime's names of the element types that numpy has.
 _DTYPES = {"float": "float32", "double": "float64", "string": "object"} | {
-    name: name
-    for name in ("bool", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    name: name for name in ("bool", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
 
 # Documented by ONNX Runtime as not safe to run from several threads at once.
@@ -122,9 +121,7 @@ class Session:
             threading.Lock() if one_at_a_time else contextlib.nullcontext()
         )
 
-    def run(
-        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
-    ) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run the model once.
 
         Args:
@@ -142,9 +139,7 @@ class Session:
         known = [info.name for info in self.outputs]
         wanted = known if outputs is None else list(outputs)
         if unknown := [name for name in wanted if name not in known]:
-            raise ConfigError(
-                f"{self._label} has no output {unknown[0]!r}.", f"Its outputs are {', '.join(known)}."
-            )
+            raise ConfigError(f"{self._label} has no output {unknown[0]!r}.", f"Its outputs are {', '.join(known)}.")
         if not wanted:  # ONNX Runtime takes an empty list for all
             return {}
         try:
@@ -225,11 +220,7 @@ class Session:
                 )
             fits = not info.shape or (
                 len(array.shape) == len(info.shape)
-                and all(
-                    got == want
-                    for got, want in zip(array.shape, info.shape, strict=True)
-                    if isinstance(want, int)
-                )
+                and all(got == want for got, want in zip(array.shape, info.shape, strict=True) if isinstance(want, int))
             )
             if array.dtype != info.dtype or not fits:
                 raise ConfigError(
@@ -240,9 +231,7 @@ class Session:
 
 def _session_options(ort: Any, threads: int | None, optimization: str) -> Any:
     if optimization not in _OPTIMIZATION:
-        raise ConfigError(
-            f"The optimization {optimization!r} is not known.", f"Use one of {', '.join(_OPTIMIZATION)}."
-        )
+        raise ConfigError(f"The optimization {optimization!r} is not known.", f"Use one of {', '.join(_OPTIMIZATION)}.")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ConfigError(f"The number of threads is {threads!r}.", "Use 1 or more, or None.")
     options = ort.SessionOptions()

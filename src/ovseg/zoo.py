@@ -39,9 +39,7 @@ _ZOO_FIELDS = {
     "models": MAPPING.needed(),
 }
 _ARCHIVE_FIELDS = {
-    "url": Field(
-        "an http or https address", lambda v: isinstance(v, str) and bool(re.match(r"https?://", v))
-    ).needed(),
+    "url": Field("an http or https address", lambda v: isinstance(v, str) and bool(re.match(r"https?://", v))).needed(),
     "format": one_of("paddle", "onnx").needed(),
     "sha256": SHA256,
 }
@@ -53,9 +51,7 @@ _ENTRY_FIELDS = {
     "size_mb": POSITIVE,
     "licence": TEXT.needed(),
     "metric": MAPPING,
-    "preprocess": Field(
-        "a mapping or a name of one", lambda v: TEXT.accepts(v) or MAPPING.accepts(v)
-    ).needed(),
+    "preprocess": Field("a mapping or a name of one", lambda v: TEXT.accepts(v) or MAPPING.accepts(v)).needed(),
     "labels": Field("a list of texts or a name of one", lambda v: TEXT.accepts(v) or TEXTS.accepts(v)),
     "prompts": PROMPTS,
     "bundled": FLAG,
@@ -127,9 +123,7 @@ def load_zoo(path: Path | None = None) -> dict[str, ModelSpec]:
     path = path or zoo_path()
     data = schema.read_yaml(path, ConfigError)
     schema.check(data, _ZOO_FIELDS, str(path), ConfigError)
-    return {
-        name: _spec(name, entry, data, f"{path}: models.{name}") for name, entry in data["models"].items()
-    }
+    return {name: _spec(name, entry, data, f"{path}: models.{name}") for name, entry in data["models"].items()}
 
 
 def model_spec(name: str, zoo: Mapping[str, ModelSpec] | None = None) -> ModelSpec:
@@ -148,9 +142,7 @@ def model_spec(name: str, zoo: Mapping[str, ModelSpec] | None = None) -> ModelSp
 
 def _spec(name: str, entry: Any, zoo: Mapping[str, Any], where: str) -> ModelSpec:
     if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{where}: '{name}' cannot be a folder name.", "Use letters, digits and . _ + - only."
-        )
+        raise ConfigError(f"{where}: '{name}' cannot be a folder name.", "Use letters, digits and . _ + - only.")
     schema.check(entry, _ENTRY_FIELDS, where, ConfigError)
     check_task(entry, where, ConfigError)
     archives = [
@@ -232,9 +224,7 @@ def find_model(name: str | None, model_dir: str | Path | None = None) -> ModelFo
     if folder is not None:
         return open_model_folder(folder)
     if model_spec(name).bundled:
-        raise ModelError(
-            f"{name} ships with ovseg, and {bundled_dir(name)} is missing.", "Install ovseg again."
-        )
+        raise ModelError(f"{name} ships with ovseg, and {bundled_dir(name)} is missing.", "Install ovseg again.")
     raise ModelError(
         f"The model {name} is not on this machine ({models_dir() / name}).",
         f"Run `ovs models pull {name}`, or give its folder as model_dir.",

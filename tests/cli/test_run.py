@@ -29,9 +29,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def run(sam_folders: dict[str, Path], tmp_path: Path) -> Run:
     """Run `ovs run open_vocabulary_segmentation` in its own process and in `tmp_path`."""
 
-    def run(
-        *arguments: str | Path, model: str = "general", **options: Any
-    ) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, model: str = "general", **options: Any) -> subprocess.CompletedProcess[str]:
         command = [*OVS, "run", "open_vocabulary_segmentation", "--device", "cpu"]
         command += ["--model-dir", str(sam_folders[model]), *map(str, arguments)]
         options = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 120} | options
@@ -87,9 +85,7 @@ def test_standard_input(run: Run, image_file: Path) -> None:
 @pytest.mark.parametrize("name", ["paddlex", "ours"])
 def test_pipeline_by_yaml(image_file: Path, sam_folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     if name == "ours":
-        done = subprocess.run(
-            [*OVS, "config", "open_vocabulary_segmentation"], cwd=tmp_path, text=True, stdout=-1
-        )
+        done = subprocess.run([*OVS, "config", "open_vocabulary_segmentation"], cwd=tmp_path, text=True, stdout=-1)
         assert (done.returncode, done.stdout) == (0, "open_vocabulary_segmentation.yaml\n")
         settings = yaml.safe_load((tmp_path / "open_vocabulary_segmentation.yaml").read_text())
     else:
@@ -226,9 +222,7 @@ def test_ctrl_c_ends_cleanly(image_file: Path, sam_folders: dict[str, Path], tmp
 
 
 @pytest.mark.parametrize(("count", "shown"), [(1, False), (3, True)])
-def test_progress_on_a_terminal(
-    image_file: Path, sam_folders: dict[str, Path], count: int, shown: bool
-) -> None:
+def test_progress_on_a_terminal(image_file: Path, sam_folders: dict[str, Path], count: int, shown: bool) -> None:
     command = [*OVS, "run", "open_vocabulary_segmentation", "--quiet", "--prompt", BOXES]
     command += ["--model-dir", str(sam_folders["general"]), *["--input", str(image_file)] * count]
     terminal, terminal_of_child = pty.openpty()
@@ -272,9 +266,7 @@ def run_instances(instance_folders: dict[str, Path], tmp_path: Path) -> Run:
 def test_instances_first_command(run_instances: Run, tmp_path: Path) -> None:
     done = run_instances("--input", "0.png", "--threshold", "0.5", "--save_path", "out")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(
-        "{'res': {'input_path': '0.png', 'page_index': None, 'boxes': [{'cls_id': 2"
-    )
+    assert done.stdout.startswith("{'res': {'input_path': '0.png', 'page_index': None, 'boxes': [{'cls_id': 2")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0_res.json", "0_res.png"]
     saved = json.loads((tmp_path / "out" / "0_res.json").read_text())
     assert [box["label"] for box in saved["boxes"]] == ["traffic light", "person"]
@@ -288,9 +280,7 @@ def test_instances_in_batches_with_thresholds_by_class(run_instances: Run, tmp_p
     assert done.returncode == 2 and "missing.png" in done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert [result["input_path"] for result in results] == ["0.png", "1.png", "2.png"]
-    assert [[box["label"] for box in result["boxes"]] for result in results] == [
-        ["traffic light", "person"]
-    ] * 3
+    assert [[box["label"] for box in result["boxes"]] for result in results] == [["traffic light", "person"]] * 3
 
 
 @pytest.mark.parametrize(
@@ -305,9 +295,7 @@ def test_instances_in_batches_with_thresholds_by_class(run_instances: Run, tmp_p
         (["--mask-format", "png"], "'png'"),
     ],
 )
-def test_bad_arguments_of_instances(
-    run_instances: Run, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_bad_arguments_of_instances(run_instances: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
     done = run_instances("--input", "0.png", "--save-path", "out", *arguments)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr

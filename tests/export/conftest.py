@@ -37,9 +37,7 @@ def save_paddle(tmp_path: Path) -> Callable[..., Runner]:
                 outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
             executor = paddle.static.Executor(paddle.CPUPlace())
             executor.run(startup)
-            paddle.static.save_inference_model(
-                str(tmp_path / "inference"), inputs, outputs, executor, program=program
-            )
+            paddle.static.save_inference_model(str(tmp_path / "inference"), inputs, outputs, executor, program=program)
         finally:
             paddle.disable_static()
 
@@ -55,10 +53,7 @@ def save_paddle(tmp_path: Path) -> Callable[..., Runner]:
         return run
 
     def rewrite(function: Any, specs: Sequence[Spec]) -> Runner:
-        inputs = [
-            paddle.static.InputSpec(list(shape), dtype, name=f"x{i}")
-            for i, (shape, dtype) in enumerate(specs)
-        ]
+        inputs = [paddle.static.InputSpec(list(shape), dtype, name=f"x{i}") for i, (shape, dtype) in enumerate(specs)]
         if isinstance(function, paddle.nn.Layer):
             function.eval()
         static = paddle.jit.to_static(function, input_spec=inputs, full_graph=True)
@@ -72,11 +67,7 @@ def save_paddle(tmp_path: Path) -> Callable[..., Runner]:
         return run
 
     def save(function: Any, specs: Sequence[Spec], *, script: bool = False) -> Runner:
-        return (
-            rewrite(function, specs)
-            if script or isinstance(function, paddle.nn.Layer)
-            else trace(function, specs)
-        )
+        return rewrite(function, specs) if script or isinstance(function, paddle.nn.Layer) else trace(function, specs)
 
     return save
 
@@ -115,9 +106,7 @@ def compare(tmp_path: Path, save_paddle: Callable[..., Runner]) -> Callable[...,
             for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
                 assert (i, result.dtype, result.shape) == (i, truth.dtype, truth.shape)
                 if truth.dtype.kind == "f":
-                    np.testing.assert_allclose(
-                        result, truth, rtol=tolerance, atol=tolerance, err_msg=f"output {i}"
-                    )
+                    np.testing.assert_allclose(result, truth, rtol=tolerance, atol=tolerance, err_msg=f"output {i}")
                 else:
                     np.testing.assert_array_equal(result, truth, err_msg=f"output {i}")
 

@@ -67,9 +67,7 @@ class Case:
 
     def feed(self, seed: int) -> dict[str, np.ndarray[Any, Any]]:
         picture = synthetic_image(self.side, self.side, seed=seed)
-        image = (
-            network_input([picture], mean=(0,) * 3, std=(1,) * 3) if self.unit else network_input([picture])
-        )
+        image = network_input([picture], mean=(0,) * 3, std=(1,) * 3) if self.unit else network_input([picture])
         scale = np.array([[self.side / 200, self.side / 160]], np.float32)
         if self.inputs == "box":
             boxes = np.array([[20, 30, 150, 200], [60, 60, 240, 140]], np.float32)
@@ -99,9 +97,7 @@ CASES = {
         "MaskRCNN-ResNet50",
         {"image_size": [256, 256], "model_name": "MaskRCNN-ResNet50"},
     ),
-    "cascade": Case(
-        "cascade_mask_rcnn", "shape", "Cascade-MaskRCNN-ResNet50-FPN", {"image_size": [256, 256]}
-    ),
+    "cascade": Case("cascade_mask_rcnn", "shape", "Cascade-MaskRCNN-ResNet50-FPN", {"image_size": [256, 256]}),
     "solov2": Case("solov2", "shape", "SOLOv2", {"image_size": [256, 256]}),
 }
 INSTANCES = ["rtdetr", "ppyoloe", "maskrcnn", "maskrcnn-c4", "cascade"]

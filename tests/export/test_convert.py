@@ -67,9 +67,7 @@ def test_names_and_dimensions(net: Path) -> None:
 @pytest.mark.parametrize("opset", convert_module.OPSETS)
 def test_every_opset_gives_the_same(net: Path, opset: int) -> None:
     expected = run(convert(net).to_model().SerializeToString(), X)
-    np.testing.assert_allclose(
-        run(convert(net, opset=opset).to_model().SerializeToString(), X), expected, atol=1e-6
-    )
+    np.testing.assert_allclose(run(convert(net, opset=opset).to_model().SerializeToString(), X), expected, atol=1e-6)
 
 
 def test_conversion_is_repeatable(net: Path) -> None:
@@ -93,9 +91,7 @@ def test_large_models_get_a_data_file(net: Path, monkeypatch: pytest.MonkeyPatch
 def test_refusal_names_every_operator(save_paddle: Callable[..., Any], tmp_path: Path) -> None:
     import paddle
 
-    save_paddle(
-        lambda x: [paddle.linalg.svd(x)[1], paddle.lgamma(x), paddle.lgamma(x * 2)], [((3, 3), "float32")]
-    )
+    save_paddle(lambda x: [paddle.linalg.svd(x)[1], paddle.lgamma(x), paddle.lgamma(x * 2)], [((3, 3), "float32")])
     with pytest.raises(UnsupportedOperators) as caught:
         convert(tmp_path)
     assert "lgamma ×2" in caught.value.cause
@@ -135,17 +131,13 @@ def test_the_older_format_is_translated(tmp_path: Path) -> None:
                 y = paddle.nn.functional.relu(paddle.nn.Conv2D(3, 4, 3)(x))
             executor = paddle.static.Executor(paddle.CPUPlace())
             executor.run(startup)
-            paddle.static.save_inference_model(
-                str(tmp_path / "inference"), [x], [y], executor, program=program
-            )
+            paddle.static.save_inference_model(str(tmp_path / "inference"), [x], [y], executor, program=program)
             array = X[:, :, :8, :8]
             (expected,) = executor.run(program, feed={"x": array}, fetch_list=[y])
         finally:
             paddle.disable_static()
     assert (tmp_path / "inference.pdmodel").is_file()
-    np.testing.assert_allclose(
-        run(convert(tmp_path).to_model().SerializeToString(), array), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(run(convert(tmp_path).to_model().SerializeToString(), array), expected, atol=1e-5)
 
 
 def test_a_broken_older_file_is_refused(tmp_path: Path) -> None:

@@ -81,9 +81,7 @@ def test_pull_downloads_exports_and_installs(
     file_server.files[served] = pack(built / "rec", tmp_path / f"{name}_infer.tar").read_bytes()
     zoo = {
         "format": 1,
-        "sources": {
-            "paddle3.0.0": {"format": "paddle", "url": file_server.url(served).replace(name, "{name}")}
-        },
+        "sources": {"paddle3.0.0": {"format": "paddle", "url": file_server.url(served).replace(name, "{name}")}},
         "preprocess": {},
         "models": {
             name: {
@@ -121,9 +119,7 @@ def test_pull_downloads_exports_and_installs(
     assert pull_model(name).path == model.path
 
 
-def test_both_sam_models_share_one_encoder(
-    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_both_sam_models_share_one_encoder(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for prompt in ("box", "point"):
         archive = pack(built / prompt, tmp_path / f"{prompt}.tar")
         out = tmp_path / "models" / prompt
@@ -147,8 +143,7 @@ def test_both_sam_models_share_one_encoder(
     image = np.random.default_rng(0).normal(size=(1, 3, 256, 256)).astype(np.float32)
     embedding = encoder.run({"image": image})
     masks = [
-        decoder.run(embedding | {"points": np.float32([[point]])})["low_res_masks"]
-        for point in ([40, 50], [200, 180])
+        decoder.run(embedding | {"points": np.float32([[point]])})["low_res_masks"] for point in ([40, 50], [200, 180])
     ]
     assert masks[0].shape == (1, 1, 64, 64)
     assert np.abs(masks[0] - masks[1]).max() > 0.1
@@ -229,9 +224,7 @@ def _take_for_sam(folder: Path) -> None:
         (_take_for_sam, "program of this sam model has 1 inputs"),
     ],
 )
-def test_a_spoilt_model_is_refused(
-    spoil: Callable[[Path], None], message: str, built: Path, tmp_path: Path
-) -> None:
+def test_a_spoilt_model_is_refused(spoil: Callable[[Path], None], message: str, built: Path, tmp_path: Path) -> None:
     folder = tmp_path / "rec"
     shutil.copytree(built / "rec", folder)
     spoil(folder)
@@ -271,9 +264,7 @@ def test_a_full_disk_leaves_nothing(built: Path, tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
-def test_the_command_says_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "ovseg_export", None)  # as if it were not installed
     assert main(["export", "SAM-H_box"]) == 2
     assert 'pip install "ovseg[export]"' in capsys.readouterr().err

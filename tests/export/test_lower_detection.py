@@ -44,9 +44,7 @@ def test_roi_align(aligned: bool, ratio: int, compare: Compare) -> None:
 @pytest.mark.parametrize("pixel_offset", [False, True])
 def test_distribute_fpn_proposals(pixel_offset: bool, compare: Compare) -> None:
     def function(rois: Any, numbers: Any) -> Any:
-        levels, restore, counts = ops.distribute_fpn_proposals(
-            rois, 2, 5, 4, 224, pixel_offset, rois_num=numbers
-        )
+        levels, restore, counts = ops.distribute_fpn_proposals(rois, 2, 5, 4, 224, pixel_offset, rois_num=numbers)
         return [*levels, restore, *counts]
 
     rng = np.random.default_rng(0)
@@ -105,9 +103,7 @@ PROPOSAL_SPECS = [
 @pytest.mark.parametrize("pixel_offset", [False, True])
 @pytest.mark.parametrize(("before", "after"), [(1000, 1000), (50, 9), (2, 1)])
 def test_generate_proposals(pixel_offset: bool, before: int, after: int, compare: Compare) -> None:
-    function = proposals(
-        pixel_offset, pre_nms_top_n=before, post_nms_top_n=after, nms_thresh=0.6, min_size=2.0
-    )
+    function = proposals(pixel_offset, pre_nms_top_n=before, post_nms_top_n=after, nms_thresh=0.6, min_size=2.0)
     huge = proposal_inputs(1)
     huge[1] = huge[1] + 9  # sizes beyond the clipped logarithm
     wide = [*huge[:2], np.array([[30000.0, 40000.0]]), *huge[3:]]  # and a picture that holds them
@@ -196,9 +192,7 @@ def test_multiclass_nms_of_boxes_without_area(name: str, compare: Compare) -> No
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
-@pytest.mark.parametrize(
-    "options", [{"nms_top_k": 20, "keep_top_k": 15}, {"nms_top_k": -1, "keep_top_k": -1}]
-)
+@pytest.mark.parametrize("options", [{"nms_top_k": 20, "keep_top_k": 15}, {"nms_top_k": -1, "keep_top_k": -1}])
 def test_matrix_nms(gaussian: bool, options: dict[str, int], compare: Compare) -> None:
     def function(boxes: Any, scores: Any) -> Any:
         return ops.matrix_nms(

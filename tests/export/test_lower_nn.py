@@ -58,9 +58,7 @@ CONVOLUTIONS: dict[str, Callable[[], Any]] = {
     "BatchNorm alone": lambda: nn.BatchNorm2D(4),
     "transposed": lambda: nn.Conv2DTranspose(4, 6, 2, 2),
     "transposed, output padding": lambda: nn.Conv2DTranspose(4, 6, 3, 2, 1, output_padding=1),
-    "transposed, groups, BatchNorm": lambda: nn.Sequential(
-        nn.Conv2DTranspose(4, 6, 3, groups=2), nn.BatchNorm2D(6)
-    ),
+    "transposed, groups, BatchNorm": lambda: nn.Sequential(nn.Conv2DTranspose(4, 6, 3, groups=2), nn.BatchNorm2D(6)),
     "transposed, BatchNorm": lambda: nn.Sequential(nn.Conv2DTranspose(4, 6, 3), nn.BatchNorm2D(6)),
 }
 

@@ -78,11 +78,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
 def test_shape_operators(name: str, compare: Callable[..., None]) -> None:
     static = name in ("repeat",)
     specs = [((-1, 3, 4, 6), "float32")] if static else OPEN
-    feeds = (
-        [[X], [X[:, :, :2]]]
-        if not static and name not in ("strided slice", "chunk of an open axis")
-        else [[X]]
-    )
+    feeds = [[X], [X[:, :, :2]]] if not static and name not in ("strided slice", "chunk of an open axis") else [[X]]
     compare(CASES[name], specs, *feeds)
 
 

@@ -19,11 +19,7 @@ def varint(number: int) -> bytes:
 
 def record(array: np.ndarray, *, packed: bool = False) -> bytes:
     sizes = [varint(size) for size in array.shape]
-    shape = (
-        b"\x12" + varint(len(b"".join(sizes))) + b"".join(sizes)
-        if packed
-        else b"".join(b"\x10" + s for s in sizes)
-    )
+    shape = b"\x12" + varint(len(b"".join(sizes))) + b"".join(sizes) if packed else b"".join(b"\x10" + s for s in sizes)
     description = b"\x08" + varint(KINDS[array.dtype.name]) + shape
     return struct.pack("<IQIi", 0, 0, 0, len(description)) + description + array.tobytes()
 

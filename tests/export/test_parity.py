@@ -123,9 +123,7 @@ def test_solov2_is_matched_by_class_score_and_mask() -> None:
 def test_embeddings_and_logits() -> None:
     rows = RNG.normal(size=(3, 64)).astype(np.float32)
     assert judge("shitu_rec", {"embedding": rows}, {"embedding": rows * 1.5}) == []
-    (failure,) = judge(
-        "shitu_rec", {"embedding": rows}, changed({"embedding": rows}, "embedding", (1, 3), 0.1)
-    )
+    (failure,) = judge("shitu_rec", {"embedding": rows}, changed({"embedding": rows}, "embedding", (1, 3), 0.1))
     assert failure.startswith("cosine is 0.9")
     logits = RNG.normal(size=(2, 1, 8, 8)).astype(np.float32)
     logits += np.sign(logits) * 0.01
@@ -176,9 +174,7 @@ def test_sample_photographs_are_among_the_pictures_of_detectors(tmp_path: Path) 
 
 def test_a_failed_report_raises_with_the_first_differences() -> None:
     parity.require_parity({"passed": True, "failures": []}, "m")
-    with pytest.raises(
-        ParityError, match=r"ONNX model of m differs from Paddle's: a; b; c; and 2 more"
-    ) as error:
+    with pytest.raises(ParityError, match=r"ONNX model of m differs from Paddle's: a; b; c; and 2 more") as error:
         parity.require_parity({"passed": False, "failures": list("abcde")}, "m")
     assert error.value.exit_code == 1 and "--allow-mismatch" in error.value.cure
 
@@ -229,9 +225,7 @@ def test_a_failure_of_paddle_is_an_error_and_a_crash_too(tmp_path: Path) -> None
     (tmp_path / "inference.pdiparams").write_bytes(b"x")
     with Host(tmp_path) as paddle:
         with pytest.raises(PaddleFailure, match="while loading"):
-            paddle.load(
-                tmp_path / "inference.json", tmp_path / "inference.pdiparams", optimise=False, onednn=False
-            )
+            paddle.load(tmp_path / "inference.json", tmp_path / "inference.pdiparams", optimise=False, onednn=False)
         paddle._process.kill()
         paddle._process.wait()
         with pytest.raises(PaddleFailure, match="ended with signal SIGKILL while running the model"):

@@ -39,9 +39,7 @@ def build(
     outputs: dict[str, Shape],
 ) -> ModelProto:
     def infos(shapes: dict[str, Shape]) -> list[onnx.ValueInfoProto]:
-        return [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()
-        ]
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
 
     graph = helper.make_graph(
         nodes,
@@ -138,9 +136,7 @@ def transformer() -> ModelProto:
         "down": (128, 64),
         "out": (32, 64),
     }
-    constants = {
-        f"w_{name}": (rng.normal(size=shape) / 8).astype(np.float32) for name, shape in shapes.items()
-    }
+    constants = {f"w_{name}": (rng.normal(size=shape) / 8).astype(np.float32) for name, shape in shapes.items()}
     constants |= {
         "b_out": rng.normal(size=32).astype(np.float32),
         "scale": np.ones(64, np.float32),
@@ -321,9 +317,7 @@ def test_int8_static_of_a_convolutional_net(conv_net: ModelProto) -> None:
     # The residual sum and the upsampling lie between convolutions: their results are quantised too.
     read = {item.input[0] for item in small.graph.node if item.op_type == "QuantizeLinear"}
     assert {"sum", "up"} <= read
-    weights = [
-        numpy_helper.to_array(item) for item in small.graph.initializer if item.data_type == TensorProto.INT8
-    ]
+    weights = [numpy_helper.to_array(item) for item in small.graph.initializer if item.data_type == TensorProto.INT8]
     assert max(int(np.abs(array.astype(int)).max()) for array in weights if array.ndim == 4) <= 64
 
 
@@ -464,9 +458,7 @@ def test_embeddings_are_compared_by_cosine() -> None:
 
 
 def test_detections_are_matched_by_class_and_overlap() -> None:
-    reference = np.array(
-        [[0, 0.9, 0, 0, 10, 10], [1, 0.8, 20, 20, 30, 30], [0, 0.2, 50, 50, 60, 60]], np.float32
-    )
+    reference = np.array([[0, 0.9, 0, 0, 10, 10], [1, 0.8, 20, 20, 30, 30], [0, 0.2, 50, 50, 60, 60]], np.float32)
     found = np.array([[1, 0.9, 0, 0, 10, 10], [0, 0.7, 0, 0, 10, 12]], np.float32)
     masks, others = np.zeros((3, 4, 4), np.uint8), np.zeros((2, 4, 4), np.uint8)
     masks[0, :, :2], others[1, :, :1] = 1, 1

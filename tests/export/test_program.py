@@ -108,9 +108,7 @@ def test_nested_regions_see_outer_values_and_name_their_place(write: Any) -> Non
     other = region(operation("1.magic", [2], [(6, tensor(1))]), operation("2.yield", [6], []))
     branch = operation("1.if", [2], [(7, tensor(1))], regions=[inner, other])
     argument = {"#": -1, "TT": tensor(1)}
-    body = region(
-        operation("1.magic", [-1], [(8, tensor(1))]), operation("2.yield", [7, 8], []), args=(argument,)
-    )
+    body = region(operation("1.magic", [-1], [(8, tensor(1))]), operation("2.yield", [7, 8], []), args=(argument,))
     loop = operation("1.while", [7, 2], [(9, tensor(1))], regions=[body])
     program = read_program(write(document(INPUT, branch, loop, fetch(9, 0))))
     if_, while_ = program.ops

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "export"))
 from ovseg_export.scenes import Library, Mix, ObjectRecord, PhotoRecord, compose
 from ovseg_export.scenes.assets import SETS, AssetSet, emoji_key, members, package_file, trim
 from ovseg_export.scenes.compose import (
-    MIXES,
     MIN_VISIBLE_PIXELS_512,
+    MIXES,
     _blend,
     _place,
     _premultiply,
@@ -52,18 +52,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             png = cv2.imencode(".png", bgra)[1].tobytes()
             file.write(png)
             split = "val" if key == "c" else "train"
-            objects.append(
-                ObjectRecord("discs", split, key, f"disc {key}", offset, len(png), *bgra.shape[:2])
-            )
+            objects.append(ObjectRecord("discs", split, key, f"disc {key}", offset, len(png), *bgra.shape[:2]))
             offset += len(png)
     rng = np.random.default_rng(0)
     for index in range(3):
         noise = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (640, 480))
         cv2.imwrite(str(root / "backgrounds" / f"{index}.jpg"), noise)
         photos.append(
-            PhotoRecord(
-                "noise", "val" if index == 2 else "train", str(index), "CC0-1.0", f"backgrounds/{index}.jpg"
-            )
+            PhotoRecord("noise", "val" if index == 2 else "train", str(index), "CC0-1.0", f"backgrounds/{index}.jpg")
         )
     (root / "store.json").write_text(json.dumps({"format": FORMAT, "sets": []}))
     (root / "objects.json").write_text(json.dumps([asdict(record) for record in objects]))
@@ -173,20 +169,13 @@ def test_a_mix_of_one_kind_gives_that_kind(store: Path) -> None:
         (Mix(0.0, 1.0, 0.0), {"cutout"}),
         (Mix(0.0, 0.0, 1.0), {"shape"}),
     ):
-        found = {
-            i.set
-            for seed in range(5)
-            for i in compose(np.random.default_rng(seed), library, 256, mix).instances
-        }
+        found = {i.set for seed in range(5) for i in compose(np.random.default_rng(seed), library, 256, mix).instances}
         assert found == sets
 
 
 def test_max_instances_holds(store: Path) -> None:
     library = Library(store, "train")
-    counts = [
-        len(compose(np.random.default_rng(s), library, 256, Mix(max_instances=1)).instances)
-        for s in range(10)
-    ]
+    counts = [len(compose(np.random.default_rng(s), library, 256, Mix(max_instances=1)).instances) for s in range(10)]
     assert max(counts) == 1
 
 
@@ -219,9 +208,7 @@ def test_set_table_is_sound() -> None:
     assert len({entry.name for entry in SETS}) == len(SETS)
     for entry in SETS:
         assert (
-            entry.kind in ("objects", "photos")
-            and entry.split in ("train", "val")
-            and entry.client in ("npm", "deb")
+            entry.kind in ("objects", "photos") and entry.split in ("train", "val") and entry.client in ("npm", "deb")
         )
         # What trains is permissively licensed.
         if entry.split == "train":

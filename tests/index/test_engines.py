@@ -74,9 +74,7 @@ def approximate() -> list[object]:
 
 
 @pytest.mark.parametrize(("kind", "index_type", "metric"), approximate())
-def test_approximate_engines_find_what_exact_search_finds(
-    vectors, kind: str, index_type: str, metric: str
-) -> None:
+def test_approximate_engines_find_what_exact_search_finds(vectors, kind: str, index_type: str, metric: str) -> None:
     data = vectors(3000)
     if metric == "hamming":
         data = np.packbits(data > 0, axis=1)
@@ -174,9 +172,7 @@ def test_settings_that_cannot_be(wrong: dict[str, object]) -> None:
         Settings(**{"dim": 16, **wrong})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("package", "kind", "extra"), [("hnswlib", "HNSW", "index"), ("faiss", "IVF", "faiss")]
-)
+@pytest.mark.parametrize(("package", "kind", "extra"), [("hnswlib", "HNSW", "index"), ("faiss", "IVF", "faiss")])
 def test_a_missing_package_says_how_to_install_it(package: str, kind: str, extra: str) -> None:
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"

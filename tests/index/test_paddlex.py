@@ -15,9 +15,7 @@ from ovseg.index.paddlex import export_paddlex, import_paddlex
 faiss = pytest.importorskip("faiss")
 
 
-def paddlex_index(
-    folder: Path, data: np.ndarray, kind: str, metric: str, remove: tuple[int, ...] = ()
-) -> Any:
+def paddlex_index(folder: Path, data: np.ndarray, kind: str, metric: str, remove: tuple[int, ...] = ()) -> Any:
     """Build, remove and save as PaddleX's FaissBuilder and IndexData do; return the index of faiss."""
     factory = f"IVF{len(data) // 8},Flat" if kind == "IVF" else kind
     number = faiss.METRIC_INNER_PRODUCT if metric == "IP" else faiss.METRIC_L2

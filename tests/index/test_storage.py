@@ -89,9 +89,7 @@ def test_saving_elsewhere_copies_and_replaces(tmp_path) -> None:
     other.add(np.eye(4), list("abcd"))
     other.save(tmp_path / "b")
     gallery.save(tmp_path / "b")
-    assert same(gallery, load_index(tmp_path / "b", verify=True)) and same(
-        gallery, load_index(tmp_path / "a")
-    )
+    assert same(gallery, load_index(tmp_path / "b", verify=True)) and same(gallery, load_index(tmp_path / "a"))
     with pytest.raises(GalleryError, match="changed by somebody else"):
         other.add(np.eye(4), list("abcd"))
         other.save()
@@ -145,9 +143,7 @@ def test_readers_in_other_processes_see_whole_versions(tmp_path) -> None:
     gallery = Gallery(4, index_type="Flat")
     gallery.add(items(0), ["x"] * 50)
     gallery.save(tmp_path / "g")
-    reader = subprocess.Popen(
-        [sys.executable, "-c", READER, str(tmp_path / "g")], stdout=subprocess.PIPE, text=True
-    )
+    reader = subprocess.Popen([sys.executable, "-c", READER, str(tmp_path / "g")], stdout=subprocess.PIPE, text=True)
     assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
     while reader.poll() is None:
         old, first = gallery.ids, gallery.next_id
@@ -244,9 +240,7 @@ def test_damage_is_named_and_the_rest_is_saved(
     saved, problems = salvage_index(tmp_path / "g")
     assert len(saved) == left and problems
     assert np.array_equal(saved.embeddings(), whole.embeddings(saved.ids))
-    assert saved.labels == [f"label {i}" for i in saved.ids] and saved.metadata == [
-        {"n": i} for i in saved.ids
-    ]
+    assert saved.labels == [f"label {i}" for i in saved.ids] and saved.metadata == [{"n": i} for i in saved.ids]
     saved.save(tmp_path / "saved")
     assert len(load_index(tmp_path / "saved", verify=True)) == left
 

@@ -102,9 +102,7 @@ def plain(found: dict[str, list]) -> dict[str, list]:
         }
         for box in found["boxes"]
     ]
-    masks = [
-        [*mask.shape, hashlib.sha1(mask.astype(np.uint8).tobytes()).hexdigest()] for mask in found["masks"]
-    ]
+    masks = [[*mask.shape, hashlib.sha1(mask.astype(np.uint8).tobytes()).hexdigest()] for mask in found["masks"]]
     return {"boxes": boxes, "masks": masks}
 
 

@@ -101,9 +101,7 @@ def test_results_are_paddlex_results(
     assert digests(result["masks"]) == expected["masks"]
 
 
-def test_json_is_paddlex_json(
-    arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_is_paddlex_json(arrays: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, masks = arrays["7x5.rows"], arrays["7x5.masks"]
     folder = write_folder(tmp_path / "x", "batch", labels=LABELS)
     outputs = {"boxes": rows, "counts": np.array([len(rows)], np.int32), "masks": masks}

@@ -26,9 +26,7 @@ def paddlex() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_stages_give_paddlex_numbers(paddlex: dict[str, np.ndarray], height: int, width: int) -> None:
-    found = {
-        key.split(".")[1]: value for key, value in paddlex.items() if key.startswith(f"{height}x{width}.")
-    }
+    found = {key.split(".")[1]: value for key, value in paddlex.items() if key.startswith(f"{height}x{width}.")}
     image = normalise_and_pad(resize_long_side(found["rgb"][..., ::-1], SIZE), SIZE, MEAN, STD)
     assert np.array_equal(image, found["image"])
     assert np.array_equal(scale_coords(found["boxes"], height, width, SIZE), found["scaled_boxes"])

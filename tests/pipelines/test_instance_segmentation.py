@@ -88,9 +88,7 @@ def test_nothing_found_is_a_result_that_can_be_saved(make: Make, tmp_path: Path,
     assert np.array_equal(cv2.imread(str(tmp_path / "out" / "a_res.png")), cv2.imread(str(image_file)))
 
 
-def test_a_box_outside_of_the_image_takes_its_mask_with_it(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_box_outside_of_the_image_takes_its_mask_with_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # PaddleX drops the box and keeps its mask, so that all later boxes have the mask of another.
     rows = np.float32([[0, 0.9, -9, 2, 0, 8], [1, 0.8, 1, 2, 5, 8], [2, 0.7, 3, 4, 6, 6]])
     masks = np.zeros((3, 40, 60), np.int32)
@@ -158,9 +156,7 @@ def test_batch_size_from_config_option_and_call(make: Make, batches: list[int]) 
     assert batches == [3, 3, 2, 2, 2, 6]
 
 
-def test_a_model_that_takes_one_image_gets_one_at_a_time(
-    make: Make, batches: list[int], tmp_path: Path
-) -> None:
+def test_a_model_that_takes_one_image_gets_one_at_a_time(make: Make, batches: list[int], tmp_path: Path) -> None:
     # By its graph, or because the export has seen it fail on two.
     proven = write_folder(tmp_path / "x", "batch", parity={"batch": 1})
     for options in ({"kind": "single"}, {"kind": "without_boxes"}, {"model_dir": proven}):

@@ -185,9 +185,7 @@ def test_a_prompt_outside_an_only_image_raises(make: Make, image_file: Path) -> 
 # The embedding.
 
 
-def test_the_same_image_is_encoded_once(
-    make: Make, encoded: list[Any], image_file: Path, pixels: np.ndarray
-) -> None:
+def test_the_same_image_is_encoded_once(make: Make, encoded: list[Any], image_file: Path, pixels: np.ndarray) -> None:
     pipeline = make(embedding_cache=2)
     for prompt, prompt_type in ((BOXES, "box"), (POINTS, "point"), (BOXES[:1], "box")):
         list(pipeline.predict([image_file, pixels.copy()], prompt, prompt_type))
@@ -267,9 +265,7 @@ def test_threads_share_a_pipeline(make: Make, pixels: np.ndarray) -> None:
     def work(offset: int) -> bool:
         start.wait()
         return all(
-            np.array_equal(
-                next(pipeline.predict(images[(i + offset) % 5], BOXES))["masks"], expected[(i + offset) % 5]
-            )
+            np.array_equal(next(pipeline.predict(images[(i + offset) % 5], BOXES))["masks"], expected[(i + offset) % 5])
             for i in range(20)
         )
 

@@ -17,9 +17,7 @@ from ovseg.stages.masks import decode_rle
 BOXES = (("dog", 1, 0.75, [10.4, 5.0, 30.5, 20.0]), ("traffic light", 9, 0.5, [1.0, 2.0, 23.0, 40.0]))
 
 
-def make_result(
-    boxes: Any = BOXES, height: int = 48, width: int = 60, **options: Any
-) -> InstanceSegmentationResult:
+def make_result(boxes: Any = BOXES, height: int = 48, width: int = 60, **options: Any) -> InstanceSegmentationResult:
     masks = np.zeros((len(boxes), height, width), np.int8)
     for mask, (_, _, _, (x1, y1, x2, y2)) in zip(masks, boxes, strict=True):
         mask[int(y1) - 2 : int(y2) + 2, int(x1) : int(x2) + 4] = 1

@@ -133,9 +133,7 @@ def test_a_large_picture_has_thicker_lines() -> None:
     for size in (400, 4000):
         result = make_result()
         result["masks"] = [np.zeros((size, size), np.int8)]
-        result["mask_infos"] = [
-            {"label": "box_prompt", "prompt": [size // 4, size // 4, size // 2, size // 2]}
-        ]
+        result["mask_infos"] = [{"label": "box_prompt", "prompt": [size // 4, size // 4, size // 2, size // 2]}]
         result.pixels = np.zeros((size, size, 3), np.uint8)
         row = np.asarray(result.img["res"])[3 * size // 8]
         widths.append(np.count_nonzero(row.any(axis=1)) // 2)

@@ -31,9 +31,7 @@ def test_resize_averages_when_it_shrinks() -> None:
 
 def test_resize_takes_a_view_with_strides() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    assert np.array_equal(
-        resize_long_side(pixels[::2, ::2], 16), resize_long_side(pixels[::2, ::2].copy(), 16)
-    )
+    assert np.array_equal(resize_long_side(pixels[::2, ::2], 16), resize_long_side(pixels[::2, ::2].copy(), 16))
 
 
 def test_normalise_and_pad_orders_the_channels_as_rgb() -> None:

@@ -30,9 +30,7 @@ class Blueprint:
     config: Mapping[str, Any]
 
 
-def write_archive(
-    family: str, out_dir: str | Path, *, seed: int, fmt: str, options: Mapping[str, Any]
-) -> Path:
+def write_archive(family: str, out_dir: str | Path, *, seed: int, fmt: str, options: Mapping[str, Any]) -> Path:
     """Build a member of `family` and write it to `out_dir`.
 
     The format decides Paddle's program representation, which is fixed when Paddle is imported; so the
@@ -97,9 +95,7 @@ def _name_buffers(network: Any) -> None:
             buffer.name = f"buffer.{place}"
 
 
-def _write_in_fresh_process(
-    family: str, out_dir: Path, *, seed: int, fmt: str, options: Mapping[str, Any]
-) -> Path:
+def _write_in_fresh_process(family: str, out_dir: Path, *, seed: int, fmt: str, options: Mapping[str, Any]) -> Path:
     request = json.dumps(
         {
             "family": family,

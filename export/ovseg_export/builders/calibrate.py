@@ -25,9 +25,7 @@ def initialise(network: nn.Layer, seed: int) -> None:
     a bias added twice must show. BatchNorm biases lie around 0.5: with ReLU-like functions after them the
     network is less chaotic, so that what is calibrated on some pictures holds on others.
     """
-    shifted = {
-        id(layer.bias) for layer in network.sublayers(include_self=True) if isinstance(layer, _BATCH_NORMS)
-    }
+    shifted = {id(layer.bias) for layer in network.sublayers(include_self=True) if isinstance(layer, _BATCH_NORMS)}
     for index, (name, parameter) in enumerate(network.named_parameters()):
         rng = np.random.default_rng((seed, index))
         shape = tuple(parameter.shape)
@@ -94,9 +92,7 @@ def set_batch_norm_statistics(network: nn.Layer, run: Callable[[], object]) -> N
         run()
 
 
-def rescale_head(
-    head: nn.Layer, observed: paddle.Tensor, *, mean: float, std: float, channel_axis: int = 1
-) -> None:
+def rescale_head(head: nn.Layer, observed: paddle.Tensor, *, mean: float, std: float, channel_axis: int = 1) -> None:
     """Change the last linear layer of a head so that each output channel gets a wanted mean and spread.
 
     Args:

@@ -56,9 +56,7 @@ class Block(nn.Layer):
         tokens, width = x.shape[1:]
         qkv = self.qkv(self.norm1(x)).reshape([-1, tokens, 3, self.heads, width // self.heads])
         query, key, value = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)
-        weights = F.softmax(
-            query.matmul(key.transpose([0, 1, 3, 2])) * (width // self.heads) ** -0.5, axis=-1
-        )
+        weights = F.softmax(query.matmul(key.transpose([0, 1, 3, 2])) * (width // self.heads) ** -0.5, axis=-1)
         x = x + self.proj(weights.matmul(value).transpose([0, 2, 1, 3]).reshape([-1, tokens, width]))
         return x + self.narrow(F.gelu(self.widen(self.norm2(x))))
 
@@ -99,9 +97,7 @@ def make(*, seed: int, size: str, image_size: int) -> Blueprint:
     return Blueprint(network, (InputSpec([None, 3, image_size, image_size], "float32", "x"),), config)
 
 
-def build(
-    out_dir: str | Path, *, seed: int = 0, fmt: str = "json", size: str = "small", image_size: int = 224
-) -> Path:
+def build(out_dir: str | Path, *, seed: int = 0, fmt: str = "json", size: str = "small", image_size: int = 224) -> Path:
     """Write a CLIP image tower archive: input x [N, 3, S, S], output [N, 512] ([N, 768] for large).
 
     Args:

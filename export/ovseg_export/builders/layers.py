@@ -61,9 +61,7 @@ class ResidualBlock(nn.Layer):
 
     expansion = 4
 
-    def __init__(
-        self, channels_in: int, width: int, stride: int, *, vd: bool = False, groups: int = 1
-    ) -> None:
+    def __init__(self, channels_in: int, width: int, stride: int, *, vd: bool = False, groups: int = 1) -> None:
         super().__init__()
         channels_out = width * self.expansion
         self.reduce = ConvNorm(channels_in, width)

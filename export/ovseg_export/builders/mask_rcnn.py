@@ -71,23 +71,17 @@ class MaskRcnn(nn.Layer):
         self.delta = nn.Linear(features, 4 * CLASSES)
         self.mask_branch = MaskBranch(channels if self.fpn else features, fpn_width, 4 if self.fpn else 0)
 
-    def box_hidden(
-        self, features: list[paddle.Tensor], rois: paddle.Tensor, rois_num: paddle.Tensor
-    ) -> paddle.Tensor:
+    def box_hidden(self, features: list[paddle.Tensor], rois: paddle.Tensor, rois_num: paddle.Tensor) -> paddle.Tensor:
         """What the score and delta layers read, [R, hidden]."""
         hidden = self.box_head(pool_rois(features, self.strides, rois, rois_num, 7 if self.fpn else 14))
         return hidden if self.fpn else paddle.squeeze(F.adaptive_avg_pool2d(hidden, 1), axis=[2, 3])
 
-    def mask_pooled(
-        self, features: list[paddle.Tensor], boxes: paddle.Tensor, count: paddle.Tensor
-    ) -> paddle.Tensor:
+    def mask_pooled(self, features: list[paddle.Tensor], boxes: paddle.Tensor, count: paddle.Tensor) -> paddle.Tensor:
         """What the mask branch reads, [K, C, 14, 14] ([K, C, 7, 7] without a pyramid)."""
         pooled = pool_rois(features, self.strides, boxes, count, 14)
         return pooled if self.fpn else self.box_head(pooled)
 
-    def detections(
-        self, features: list[paddle.Tensor], im_shape: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def detections(self, features: list[paddle.Tensor], im_shape: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Rows [K, 6] in pixels of the input and count [N]."""
         rois, rois_num = self.proposals(features, im_shape)
         hidden = self.box_hidden(features, joined(rois), rois_num)
@@ -116,9 +110,7 @@ def _calibrate(network: MaskRcnn, batch: paddle.Tensor, background: float) -> No
         calibrate_proposals(network.proposals, features)
         rois, rois_num = network.proposals(features, im_shape)
         every = paddle.concat(rois)
-        calibrate_boxes(
-            network.score, network.delta, network.box_hidden(features, every, rois_num), background
-        )
+        calibrate_boxes(network.score, network.delta, network.box_hidden(features, every, rois_num), background)
         some, some_num = paddle.concat([r[:16] for r in rois]), paddle.full([len(rois)], 16, dtype="int32")
         hidden = network.mask_branch.hidden(network.mask_pooled(features, some, some_num))
         rescale_head(network.mask_branch.logits, network.mask_branch.logits(hidden), mean=0.3, std=3.0)

@@ -77,13 +77,9 @@ class HgBackbone(nn.Layer):
         self.stem2 = ConvNorm(width, width, 3)
         self.stem3 = ConvNorm(2 * width, width, 3, stride=2)
         self.channels = [2 * width << i for i in range(4)]
-        self.shrink = nn.LayerList(
-            [ConvNorm(c, c, 3, stride=2, groups=c, activation=None) for c in self.channels[:-1]]
-        )
+        self.shrink = nn.LayerList([ConvNorm(c, c, 3, stride=2, groups=c, activation=None) for c in self.channels[:-1]])
         entries = [width, *self.channels[:-1]]
-        self.stages = nn.LayerList(
-            [HgBlock(entries[i], self.channels[i] // 2, self.channels[i]) for i in range(4)]
-        )
+        self.stages = nn.LayerList([HgBlock(entries[i], self.channels[i] // 2, self.channels[i]) for i in range(4)])
 
     def forward(self, image: paddle.Tensor) -> list[paddle.Tensor]:
         x = self.stem1(image)
@@ -202,9 +198,7 @@ class HybridEncoder(nn.Layer):
             for convolution in self.mask_heads[level]:
                 x = F.interpolate(convolution(x), scale_factor=2, mode="bilinear")
             total = total + F.interpolate(x, size=total.shape[2:], mode="bilinear")
-        total = F.interpolate(self.mask_mix(total), scale_factor=2, mode="bilinear") + self.mask_lateral(
-            finest
-        )
+        total = F.interpolate(self.mask_mix(total), scale_factor=2, mode="bilinear") + self.mask_lateral(finest)
         return self.prototypes(self.mask_smooth(total))
 
 
@@ -297,9 +291,7 @@ def cell_mask(shapes: list[tuple[int, int]]) -> paddle.Tensor:
     anchors = []
     for level, (rows, columns) in enumerate(shapes):
         y, x = paddle.meshgrid(paddle.arange(rows, dtype="float32"), paddle.arange(columns, dtype="float32"))
-        centres = (paddle.stack([x, y], -1).unsqueeze(0) + 0.5) / paddle.to_tensor(
-            [float(rows), float(columns)]
-        )
+        centres = (paddle.stack([x, y], -1).unsqueeze(0) + 0.5) / paddle.to_tensor([float(rows), float(columns)])
         sizes = paddle.ones_like(centres) * 0.05 * 2.0**level
         anchors.append(paddle.concat([centres, sizes], -1).reshape([-1, rows * columns, 4]))
     boxes = paddle.concat(anchors, 1)
@@ -380,16 +372,12 @@ class MaskRtdetr(nn.Layer):
         size = [height[0].astype("int32"), width[0].astype("int32")]
         masks = F.sigmoid(F.interpolate(masks, size=size, mode="bilinear", align_corners=False))
         masks = (masks > 0.5).astype(masks.dtype).flatten(0, 1).astype("int32")
-        found = paddle.concat(
-            [labels.unsqueeze(-1).astype("float32"), scores.unsqueeze(-1), corners], axis=-1
-        )
+        found = paddle.concat([labels.unsqueeze(-1).astype("float32"), scores.unsqueeze(-1), corners], axis=-1)
         count = paddle.to_tensor(DETECTIONS, dtype="int32").tile([found.shape[0]])
         return found.reshape([-1, 6]), count, masks
 
 
-def _shift_masks(
-    network: MaskRtdetr, groups: list[tuple[paddle.Tensor, float]], prototypes: paddle.Tensor
-) -> None:
+def _shift_masks(network: MaskRtdetr, groups: list[tuple[paddle.Tensor, float]], prototypes: paddle.Tensor) -> None:
     """Move the mean logit of each query's mask to a wanted value by a ridge fit of the last linear layer.
 
     Args:
@@ -421,9 +409,7 @@ def _calibrate(network: MaskRtdetr, batch: paddle.Tensor) -> None:
     with paddle.no_grad():
         memory, prototypes = network.encode(batch)
         first = network.select(memory)
-        rescale_head(
-            network.score_head, network.score_head(network.norm(first)), mean=-5.5, std=1.8, channel_axis=2
-        )
+        rescale_head(network.score_head, network.score_head(network.norm(first)), mean=-5.5, std=1.8, channel_axis=2)
         first = network.select(memory)
         last = network.mask_head.layers[-1]
         spread = float(network.masks(first, prototypes).std([2, 3]).mean())
@@ -437,9 +423,7 @@ def _calibrate(network: MaskRtdetr, batch: paddle.Tensor) -> None:
             x, _ = network.decode(first, memory, prototypes)
             _shift_masks(network, [(first, -5.5), (x, -1.0)], prototypes)
             x, _ = network.decode(first, memory, prototypes)
-            rescale_head(
-                network.score_head, network.score_head(network.norm(x)), mean=-5.5, std=1.8, channel_axis=2
-            )
+            rescale_head(network.score_head, network.score_head(network.norm(x)), mean=-5.5, std=1.8, channel_axis=2)
             first = network.select(memory)
 
 

@@ -86,9 +86,7 @@ class Neck(nn.Layer):
 
     @staticmethod
     def _mix(channels_in: int, channels_out: int) -> nn.Layer:
-        return nn.Sequential(
-            Separable(channels_in, channels_out, 5), Separable(channels_out, channels_out, 5)
-        )
+        return nn.Sequential(Separable(channels_in, channels_out, 5), Separable(channels_out, channels_out, 5))
 
     def forward(self, features: list[paddle.Tensor]) -> list[paddle.Tensor]:
         maps = [self.entry[i](x) for i, x in enumerate(features)]
@@ -125,9 +123,7 @@ class PicoDet(nn.Layer):
         maps = self.neck(self.backbone(image))
         return [self.heads[i](self.towers[i](x)) for i, x in enumerate(maps)]
 
-    def forward(
-        self, image: paddle.Tensor, scale_factor: paddle.Tensor
-    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def forward(self, image: paddle.Tensor, scale_factor: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         scores, distances = [], []
         for raw in self.raw(image):
             logits, bins = paddle.split(raw, [CLASSES, 4 * BINS], axis=1)
@@ -191,9 +187,7 @@ def make(*, seed: int, size: str, image_size: int) -> Blueprint:
     return Blueprint(network, inputs, config)
 
 
-def build(
-    out_dir: str | Path, *, seed: int = 0, fmt: str = "json", size: str = "small", image_size: int = 320
-) -> Path:
+def build(out_dir: str | Path, *, seed: int = 0, fmt: str = "json", size: str = "small", image_size: int = 320) -> Path:
     """Write a PP-ShiTuV2_det archive: inputs image, scale_factor; outputs boxes [K, 6], count [N].
 
     Args:

@@ -57,9 +57,7 @@ class CspStage(nn.Layer):
     def __init__(self, channels_in: int, channels_out: int, *, stride: int, gate: bool) -> None:
         super().__init__()
         middle = channels_out // 2
-        self.down = (
-            ConvNorm(channels_in, channels_in, 3, stride=2, activation=F.swish) if stride == 2 else None
-        )
+        self.down = ConvNorm(channels_in, channels_in, 3, stride=2, activation=F.swish) if stride == 2 else None
         self.left = ConvNorm(channels_in, middle, activation=F.swish)
         self.right = ConvNorm(channels_in, middle, activation=F.swish)
         self.block = RepBlock(middle)
@@ -97,9 +95,7 @@ class BackboneAndNeck(nn.Layer):
             ConvNorm(width // 2, width, 3, activation=F.swish),
         )
         channels = [width << i for i in range(5)]
-        self.stages = nn.LayerList(
-            [CspStage(channels[i], channels[i + 1], stride=2, gate=True) for i in range(4)]
-        )
+        self.stages = nn.LayerList([CspStage(channels[i], channels[i + 1], stride=2, gate=True) for i in range(4)])
         out = 4 * width
         self.pool = PyramidPooling(channels[4])
         self.entry = nn.LayerList(

@@ -49,9 +49,7 @@ class Proposals(nn.Layer):
         self.before_nms = 1000 if len(strides) > 1 else 6000
         sizes = [(size,) for size in ANCHOR_SIZES] if len(strides) > 1 else [ANCHOR_SIZES]
         for level, of_level in enumerate(sizes):
-            shapes = [
-                (size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in of_level for ratio in RATIOS
-            ]
+            shapes = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in of_level for ratio in RATIOS]
             cells = [[-w / 2, -h / 2, w / 2, h / 2] for w, h in shapes]
             self.register_buffer(f"cells{level}", paddle.to_tensor(cells, dtype="float32"), persistable=False)
         anchors = len(sizes[0]) * len(RATIOS)
@@ -137,9 +135,7 @@ def pool_rois(
 ) -> paddle.Tensor:
     """RoI features [R, C, side, side]; with several levels each box reads the level of its size."""
     if len(features) == 1:
-        return roi_align(
-            features[0], rois, rois_num, side, 1.0 / strides[0], sampling_ratio=-1, aligned=False
-        )
+        return roi_align(features[0], rois, rois_num, side, 1.0 / strides[0], sampling_ratio=-1, aligned=False)
     of_level, restore, num_of_level = distribute_fpn_proposals(rois, 2, 5, 4, 224, rois_num=rois_num)
     pooled = []
     for level in range(4):
@@ -278,17 +274,13 @@ def to_original(
         scales.append(paddle.expand(scale, [count[i : i + 1], 4]))
     size_of_row = paddle.concat(sizes)
     boxes = rows[:, 2:] / paddle.concat(scales)
-    boxes = clip_columns(
-        boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3], size_of_row[:, 0], size_of_row[:, 1]
-    )
+    boxes = clip_columns(boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3], size_of_row[:, 0], size_of_row[:, 1])
     full = paddle.logical_and(boxes[:, 3] - boxes[:, 1] > 0, boxes[:, 2] - boxes[:, 0] > 0).unsqueeze(1)
     labels = paddle.where(full, rows[:, 0:1], paddle.ones_like(rows[:, 0:1]) * -1)
     return paddle.concat([labels, rows[:, 1:2], boxes], axis=1), size_of_row
 
 
-def paste(
-    masks: paddle.Tensor, boxes: paddle.Tensor, height: paddle.Tensor, width: paddle.Tensor
-) -> paddle.Tensor:
+def paste(masks: paddle.Tensor, boxes: paddle.Tensor, height: paddle.Tensor, width: paddle.Tensor) -> paddle.Tensor:
     """Put masks [K, 1, h, w] into their boxes [K, 4] of pictures [height, width]: [K, height, width]."""
     x0, y0, x1, y1 = paddle.split(boxes, 4, axis=1)
     count = masks.shape[0]
@@ -305,9 +297,7 @@ def paste_batch(
 ) -> paddle.Tensor:
     """Paste the masks [K, h, w] of all pictures: int32 [K, H, W], -1 outside smaller pictures."""
     sizes = paddle.cast(size_of_row, "int32")
-    result = (
-        paddle.zeros([masks.shape[0], paddle.max(sizes[:, 0]), paddle.max(sizes[:, 1])], dtype="int32") - 1
-    )
+    result = paddle.zeros([masks.shape[0], paddle.max(sizes[:, 0]), paddle.max(sizes[:, 1])], dtype="int32") - 1
     start = 0
     for i in range(count.shape[0]):
         # `start + count[i]` stands there each time: held in a variable it is wrong in Paddle 3.2's PIR loops.

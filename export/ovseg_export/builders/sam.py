@@ -154,9 +154,7 @@ class ImageEncoder(nn.Layer):
         self.position = self.create_parameter([1, grid, grid, size.width])
         self.blocks = nn.LayerList(
             [
-                EncoderBlock(
-                    size.width, size.heads, grid, 0 if i in size.global_blocks else WINDOW, pad_operator
-                )
+                EncoderBlock(size.width, size.heads, grid, 0 if i in size.global_blocks else WINDOW, pad_operator)
                 for i in range(size.depth)
             ]
         )
@@ -312,9 +310,7 @@ class MaskDecoder(nn.Layer):
     ) -> paddle.Tensor:
         hyper, upscaled = self.parts(image, image_pe, sparse, dense)
         batch, channels, rows, columns = upscaled.shape
-        masks = (hyper @ upscaled.reshape([batch, channels, rows * columns])).reshape(
-            [batch, -1, rows, columns]
-        )
+        masks = (hyper @ upscaled.reshape([batch, channels, rows * columns])).reshape([batch, -1, rows, columns])
         return masks[:, 0:1, :, :]
 
     def parts(

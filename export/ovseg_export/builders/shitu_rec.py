@@ -105,9 +105,7 @@ def make(*, seed: int, size: str, image_size: int) -> Blueprint:
     return Blueprint(network, (InputSpec([None, 3, image_size, image_size], "float32", "x"),), config)
 
 
-def build(
-    out_dir: str | Path, *, seed: int = 0, fmt: str = "json", size: str = "small", image_size: int = 224
-) -> Path:
+def build(out_dir: str | Path, *, seed: int = 0, fmt: str = "json", size: str = "small", image_size: int = 224) -> Path:
     """Write a PP-ShiTuV2_rec archive: input x [N, 3, S, S], output [N, 512], not normalised.
 
     Args:

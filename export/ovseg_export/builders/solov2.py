@@ -106,7 +106,7 @@ def keep_peaks(heat: paddle.Tensor) -> paddle.Tensor:
 
 def order(scores: paddle.Tensor, at_most: int) -> paddle.Tensor:
     """Indices of the best scores, best first."""
-    if scores.shape[0] > at_most:
+    if scores.shape[0] > at_most:  # noqa: SIM108 - Paddle traces the statement
         index = paddle.topk(scores, at_most)[1]
     else:
         index = paddle.argsort(scores, descending=True)
@@ -176,9 +176,7 @@ class Solov2(nn.Layer):
         for logits, kernel in grids:
             peaks = paddle.transpose(keep_peaks(F.sigmoid(logits)), [0, 2, 3, 1])
             heat.append(paddle.reshape(peaks[0], shape=(-1, CLASSES)))
-            kernels.append(
-                paddle.reshape(paddle.transpose(kernel[0], [1, 2, 0]), shape=(-1, self.kernel_width))
-            )
+            kernels.append(paddle.reshape(paddle.transpose(kernel[0], [1, 2, 0]), shape=(-1, self.kernel_width)))
         masks, labels, scores = self._instances(
             paddle.concat(heat), paddle.concat(kernels), features, im_shape[0], scale_factor[0][0]
         )
@@ -196,9 +194,7 @@ class Solov2(nn.Layer):
         found = paddle.where(heat > SCORE_THRESHOLD, heat, paddle.zeros(shape=heat.shape, dtype="float32"))
         found = paddle.nonzero(found)
         # One made-up candidate with score 0 at the end keeps every tensor non-empty.
-        spare = paddle.concat(
-            [paddle.cast(paddle.shape(kernels)[0:1], "int64"), paddle.zeros([1], dtype="int64")]
-        )
+        spare = paddle.concat([paddle.cast(paddle.shape(kernels)[0:1], "int64"), paddle.zeros([1], dtype="int64")])
         found = paddle.concat([found, paddle.unsqueeze(spare, 0)])
         kernels = paddle.concat([kernels, paddle.ones([1, self.kernel_width], dtype="float32")])
         heat = paddle.concat([paddle.reshape(heat, shape=[-1]), paddle.zeros([1], dtype="float32")])

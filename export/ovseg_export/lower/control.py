@@ -54,9 +54,7 @@ def if_(g: Graph, op: Op) -> tuple[str, ...]:
         with g.region() as nodes:
             g.run(region.ops)
             names = [g.identity_node(g[value]) for value in (*region.yields, *hidden)]
-            graphs.append(
-                g.subgraph(nodes, f"{label}_{op.index}", (), names, dict(zip(names, types, strict=True)))
-            )
+            graphs.append(g.subgraph(nodes, f"{label}_{op.index}", (), names, dict(zip(names, types, strict=True))))
     if not types:
         return ()
     results = g.ops("If", [g.scalar(op.inputs[0])], len(types), then_branch=graphs[0], else_branch=graphs[1])

@@ -79,9 +79,7 @@ def distribute_fpn_proposals(g: Graph, op: Op) -> tuple[str | tuple[str, ...], .
     broken = g.op("Or", g.op("Less", width, zero), g.op("Less", height, zero))
     size = g.op("Sqrt", g.op("Where", broken, zero, area))
     ratio = g.op("Add", g.op("Div", size, g.const(attributes["refer_scale"], dtype)), g.const(1e-6, dtype))
-    borders = g.const(
-        [2.0 ** (level - attributes["refer_level"]) for level in range(low + 1, high + 1)], dtype
-    )
+    borders = g.const([2.0 ** (level - attributes["refer_level"]) for level in range(low + 1, high + 1)], dtype)
     passed = g.cast(g.op("GreaterOrEqual", ratio, borders), "int64")
     level = g.reduce("ReduceSum", passed, [1], False)
     count = g.dim(rois, 0)
@@ -414,9 +412,7 @@ def matrix_nms(g: Graph, op: Op) -> tuple[str, ...]:
     _, classes, candidates = shape_of(op.inputs[1])
     lowest, one = g.const(_LOWEST, np.float32), g.const(1, np.float32)
     allowed = _without_background(g, op, scores, classes, 1)
-    allowed = g.op(
-        "Where", g.op("Greater", allowed, g.const(a["score_threshold"], np.float32)), allowed, lowest
-    )
+    allowed = g.op("Where", g.op("Greater", allowed, g.const(a["score_threshold"], np.float32)), allowed, lowest)
     count = g.dim(scores, 2, candidates)
     if a["nms_top_k"] > -1:
         count = g.op("Min", count, g.i64(a["nms_top_k"]))

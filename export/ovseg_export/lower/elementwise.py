@@ -64,8 +64,7 @@ def logical(kind: str) -> Lowering:
 
     def lower(g: Graph, op: Op) -> str:
         names = [
-            g[value] if value is not None and value.dtype == "bool" else g.cast(g[value], "bool")
-            for value in op.inputs
+            g[value] if value is not None and value.dtype == "bool" else g.cast(g[value], "bool") for value in op.inputs
         ]
         return g.op(kind, *names)
 
@@ -131,9 +130,7 @@ def clip(g: Graph, op: Op) -> str:
         if number is not None and not is_float(dtype):
             number = min(max(number, float(np.iinfo(dtype).min)), float(np.iinfo(dtype).max))
             number = (
-                int(number)
-                if abs(number) < 2**63
-                else (np.iinfo(dtype).max if number > 0 else np.iinfo(dtype).min)
+                int(number) if abs(number) < 2**63 else (np.iinfo(dtype).max if number > 0 else np.iinfo(dtype).min)
             )
         limits.append(g.cast(g.scalar(value), dtype) if number is None else g.const(number, dtype))
     return g.op("Clip", g[op.inputs[0]], *limits)

@@ -188,9 +188,7 @@ class Graph:
     def ops(self, kind: str, inputs: Sequence[str], count: int, **attributes: Any) -> tuple[str, ...]:
         """Emit a node with several outputs."""
         outputs = tuple(self.fresh(kind) for _ in range(count))
-        node = helper.make_node(
-            kind, list(inputs), list(outputs), name=f"n{outputs[0]}", **_drop_none(attributes)
-        )
+        node = helper.make_node(kind, list(inputs), list(outputs), name=f"n{outputs[0]}", **_drop_none(attributes))
         self.nodes.append(node)
         return outputs
 

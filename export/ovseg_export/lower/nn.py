@@ -75,9 +75,7 @@ def conv_transpose(g: Graph, op: Op) -> str:
     if size:
         source = shape_of(op.inputs[0])[2:]
         if any(length < 0 for length in source):
-            raise UnsupportedCase(
-                "it has an output size, and the size of its input is known at run time only"
-            )
+            raise UnsupportedCase("it has an output size, and the size of its input is known at run time only")
         plain = [
             (source[i] - 1) * strides[i] - pads[i] - pads[i + dims] + dilations[i] * (kernel[i] - 1) + 1
             for i in range(dims)
@@ -240,9 +238,7 @@ def max_pool_with_index(g: Graph, op: Op) -> tuple[str, ...]:
         return (_adaptive_pool(g, x, shape_of(op.inputs[0])[2:], kernel, "MaxPool"),)
     pads = onnx_pads(op.attributes["paddings"], 2)
     ceil = int(op.attributes.get("ceil_mode", False))
-    return (
-        g.op("MaxPool", x, kernel_shape=kernel, strides=op.attributes["strides"], pads=pads, ceil_mode=ceil),
-    )
+    return (g.op("MaxPool", x, kernel_shape=kernel, strides=op.attributes["strides"], pads=pads, ceil_mode=ceil),)
 
 
 def _adaptive_pool(g: Graph, x: str, size: Sequence[int], output: Sequence[int], kind: str) -> str:

@@ -79,9 +79,7 @@ def cumsum(g: Graph, op: Op) -> str:
     else:
         (number,) = g.need_ints(op.inputs[1], "axis")
         axis = g.const(number, np.int64)
-    return g.op(
-        "CumSum", name, axis, exclusive=int(op.attributes["exclusive"]), reverse=int(op.attributes["reverse"])
-    )
+    return g.op("CumSum", name, axis, exclusive=int(op.attributes["exclusive"]), reverse=int(op.attributes["reverse"]))
 
 
 def arg(kind: str) -> Lowering:

@@ -151,9 +151,7 @@ def index_put(g: Graph, op: Op) -> str:
 def set_value(g: Graph, op: Op) -> str:
     """x[starts:ends:steps] = numbers in the attribute."""
     dtype = op.outputs[0].dtype
-    values = np.asarray(op.attributes["values"], dtype=dtype).reshape(
-        [int(n) for n in op.attributes["shape"]]
-    )
+    values = np.asarray(op.attributes["values"], dtype=dtype).reshape([int(n) for n in op.attributes["shape"]])
     return _assign(g, op, g.const(values), values.ndim, op.inputs[1:4])
 
 
@@ -216,9 +214,7 @@ def _fit(g: Graph, value: str, value_rank: int, box: str, rank: int, dropped: li
     return g.op("Expand", value, g.shape(box))
 
 
-def _assign_by_index(
-    g: Graph, x: str, value: str, starts: str, ends: str, axes: list[int], steps: list[int]
-) -> str:
+def _assign_by_index(g: Graph, x: str, value: str, starts: str, ends: str, axes: list[int], steps: list[int]) -> str:
     flat = g.range(g.reshape(g.op("Size", x), 1))
     places = g.op("Slice", g.op("Reshape", flat, g.shape(x)), starts, ends, g.i64(*axes), g.i64(*steps))
     result = g.op("ScatterElements", g.reshape(x, -1), g.reshape(places, -1), g.reshape(value, -1), axis=0)

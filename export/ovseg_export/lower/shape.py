@@ -43,9 +43,7 @@ def concat(g: Graph, op: Op) -> str:
 
 
 def split(g: Graph, op: Op) -> tuple[str, ...]:
-    sections = (
-        g.need_ints(op.inputs[1], "sections") if len(op.inputs) > 1 else list(op.attributes["sections"])
-    )
+    sections = g.need_ints(op.inputs[1], "sections") if len(op.inputs) > 1 else list(op.attributes["sections"])
     axis = axis_of(g, op, 2)
     if -1 in sections:
         total = shape_of(op.inputs[0])[axis]
@@ -132,9 +130,7 @@ def expand(g: Graph, op: Op) -> str:
 def expand_as(g: Graph, op: Op) -> str:
     if len(op.inputs) > 1 and op.inputs[1] is not None:
         return g.op("Expand", g[op.inputs[0]], g.shape(g[op.inputs[1]]))
-    return g.op(
-        "Expand", g[op.inputs[0]], g.i64(*(1 if n == -1 else n for n in op.attributes["target_shape"]))
-    )
+    return g.op("Expand", g[op.inputs[0]], g.i64(*(1 if n == -1 else n for n in op.attributes["target_shape"])))
 
 
 def broadcast_tensors(g: Graph, op: Op) -> tuple[str, ...]:
@@ -251,9 +247,7 @@ def full_with_tensor(g: Graph, op: Op) -> str:
     if number is not None:
         return g.op("ConstantOfShape", shape, value=_tensor(number, dtype))
     name = g.scalar(op.inputs[0])
-    return g.op(
-        "Expand", name if op.inputs[0] and op.inputs[0].dtype == dtype else g.cast(name, dtype), shape
-    )
+    return g.op("Expand", name if op.inputs[0] and op.inputs[0].dtype == dtype else g.cast(name, dtype), shape)
 
 
 def full_batch_size_like(g: Graph, op: Op) -> str:
@@ -265,9 +259,7 @@ def full_batch_size_like(g: Graph, op: Op) -> str:
     parts.append(g.dim(g[op.inputs[0]], source, known))
     if sizes[target + 1 :]:
         parts.append(g.i64(*sizes[target + 1 :]))
-    return g.op(
-        "ConstantOfShape", g.concat(parts), value=_tensor(op.attributes["value"], op.outputs[0].dtype)
-    )
+    return g.op("ConstantOfShape", g.concat(parts), value=_tensor(op.attributes["value"], op.outputs[0].dtype))
 
 
 def assign_value(g: Graph, op: Op) -> str:
@@ -306,9 +298,7 @@ def linspace(g: Graph, op: Op) -> str:
     index = g.op("Range", g.const(0, np.int64), count, one)
     ahead = g.op("Add", start, g.op("Mul", step, g.cast(index, dtype)))
     back = g.op("Sub", stop, g.op("Mul", step, g.cast(g.op("Sub", last, index), dtype)))
-    first_half = g.op(
-        "Or", g.op("Less", index, g.op("Div", count, g.const(2, np.int64))), g.op("Equal", count, one)
-    )
+    first_half = g.op("Or", g.op("Less", index, g.op("Div", count, g.const(2, np.int64))), g.op("Equal", count, one))
     return g.op("Where", first_half, ahead, back)
 
 
@@ -385,11 +375,7 @@ def flip(g: Graph, op: Op) -> str:
 
 def roll(g: Graph, op: Op) -> str:
     """Elements move by `shifts`; what falls off one end comes in at the other."""
-    shifts = (
-        g.need_ints(op.inputs[1], "shift")
-        if len(op.inputs) > 1
-        else [int(s) for s in op.attributes["shifts"]]
-    )
+    shifts = g.need_ints(op.inputs[1], "shift") if len(op.inputs) > 1 else [int(s) for s in op.attributes["shifts"]]
     name, axes = g[op.inputs[0]], [int(axis) for axis in op.attributes["axis"]]
     if not axes:
         flat = g.reshape(name, -1)

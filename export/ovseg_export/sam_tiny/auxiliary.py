@@ -66,9 +66,7 @@ class Auxiliary(nn.Module):
         high = functional.max_pool2d(there[:, None], 3, 1, 1)[:, 0]
         edge, inside = (low != high).float(), (there > 0).float()
         total = total + functional.binary_cross_entropy_with_logits(fine[:, 0], inside)
-        return total + functional.binary_cross_entropy_with_logits(
-            fine[:, 1], edge, pos_weight=torch.tensor(3.0)
-        )
+        return total + functional.binary_cross_entropy_with_logits(fine[:, 1], edge, pos_weight=torch.tensor(3.0))
 
     def _boxes(self, output: torch.Tensor, ids: torch.Tensor, extents: torch.Tensor) -> torch.Tensor:
         output = output.float()

@@ -262,13 +262,9 @@ class MaskDecoder(nn.Layer):
             tokens, image = layer(tokens, prompt, image, grid, height, width)
         tokens = self.norm(tokens + self.final(tokens + prompt, image, image, k_position=grid))
         # Transposed convolutions of stride 2, as a linear layer on each cell: 32 -> 16 -> 8 -> 4 pixels.
-        x = functional.relu(product(image, self.up16) + (at16 + self.up16.bias)).reshape(
-            [-1, cells, 4, FINE16]
-        )
+        x = functional.relu(product(image, self.up16) + (at16 + self.up16.bias)).reshape([-1, cells, 4, FINE16])
         x = functional.relu(product(x, self.up8) + (at8 + self.up8.bias)).reshape([-1, cells, 16, FINE8])
-        cells4 = functional.relu(product(x, self.up4) + (at4 + self.up4.bias)).reshape(
-            [-1, cells * 64, FINE4]
-        )
+        cells4 = functional.relu(product(x, self.up4) + (at4 + self.up4.bias)).reshape([-1, cells * 64, FINE4])
         iou = self.iou2(functional.relu(self.iou1(tokens[:, 0])))
 
         def masks(first: int, last: int):

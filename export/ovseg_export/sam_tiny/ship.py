@@ -67,9 +67,7 @@ def save_program(network: SamTiny, folder: Path) -> Path:
         spec([-1, 1, LOW, LOW], "float32", "mask_input"),
         spec([-1], "float32", "has_mask_input"),
     ]
-    paddle.jit.save(
-        paddle.jit.to_static(network, input_spec=inputs, full_graph=True), str(folder / "inference")
-    )
+    paddle.jit.save(paddle.jit.to_static(network, input_spec=inputs, full_graph=True), str(folder / "inference"))
     return folder
 
 
@@ -132,9 +130,7 @@ def prompts_of(rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
 
 def compare(network: SamTiny, folder: Path, pictures: Sequence[np.ndarray]) -> dict[str, float]:
     """Run both on every picture; return the largest difference of logits and the least share of equal pixels."""
-    encode, *decoders = (
-        Session(folder / f"{role}.onnx", "cpu") for role in ("encoder", "decoder", "multimask")
-    )
+    encode, *decoders = (Session(folder / f"{role}.onnx", "cpu") for role in ("encoder", "decoder", "multimask"))
     rng = np.random.default_rng(0)
     worst, equal, iou = 0.0, 1.0, 0.0
     for pixels in pictures:
@@ -198,9 +194,7 @@ def ship(weights: Path, out: Path, metric: dict[str, object] | None = None) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

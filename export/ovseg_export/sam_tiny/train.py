@@ -62,18 +62,14 @@ class Scenes(torch.utils.data.IterableDataset):
         while True:
             paths = sorted(self.folder.rglob("*.png"))
             if not paths:
-                raise FileNotFoundError(
-                    f"no scene in {self.folder}: run ovseg_export.scenes.pregenerate first"
-                )
+                raise FileNotFoundError(f"no scene in {self.folder}: run ovseg_export.scenes.pregenerate first")
             for i in rng.permutation(len(paths))[:2000]:
                 image, ids = read_scene(paths[i])
                 item = self.sample(*augment(image, ids, rng), rng)
                 if item is not None:
                     yield item
 
-    def sample(
-        self, image: np.ndarray, ids: np.ndarray, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, ...] | None:
+    def sample(self, image: np.ndarray, ids: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, ...] | None:
         """One item, or None where no instance is large enough."""
         size, count = self.size, self.prompts
         scale = size / max(ids.shape)
@@ -97,9 +93,7 @@ class Scenes(torch.utils.data.IterableDataset):
         for instance in chosen:
             mask = (full == instance).astype(np.uint8)
             box = bounding_box(mask)
-            masks.append(
-                cv2.resize(mask.astype(np.float32), (size // 4, size // 4), interpolation=cv2.INTER_AREA)
-            )
+            masks.append(cv2.resize(mask.astype(np.float32), (size // 4, size // 4), interpolation=cv2.INTER_AREA))
             boxes.append(np.clip(box + box_noise(box, rng), 0, size))
             points.append(random_click(mask, box, rng))
         arrays = (frame.transpose(2, 0, 1), np.stack(masks), np.stack(boxes), np.stack(points), full, extents)
@@ -222,9 +216,7 @@ def corrective_click(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.
     return xy[:, None], positive.float()[:, None]
 
 
-def first_prompts(
-    boxes: torch.Tensor, points: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def first_prompts(boxes: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Two in five prompts are boxes, a tenth of those with a click. Returns coords, labels, is_box."""
     count = len(boxes)
     is_box = torch.rand(count) < 0.4
@@ -239,7 +231,9 @@ def first_prompts(
     return coords, labels, is_box
 
 
-def step_loss(network: SamTiny, auxiliary: Auxiliary, batch: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def step_loss(
+    network: SamTiny, auxiliary: Auxiliary, batch: list[torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of one batch, and the IoU that it saw by kind of prompt."""
     frame, masks, boxes, points, ids, extents = batch
     auxiliary.reset()
@@ -295,9 +289,7 @@ def evaluate(network: SamTiny, folder: Path, scenes: int) -> dict[str, float]:
         image, ids = read_scene(path)
         frame = torch.from_numpy(normalise(image)).permute(2, 0, 1)[None]
         with torch.autocast("cpu", torch.bfloat16):
-            embeddings = [
-                e.float() for e in network.encoder(frame.contiguous(memory_format=torch.channels_last))
-            ]
+            embeddings = [e.float() for e in network.encoder(frame.contiguous(memory_format=torch.channels_last))]
         masks = [(ids == k).astype(np.uint8) for k in np.unique(ids) if k]
         if not masks:
             continue
@@ -431,14 +423,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=Path, required=True, help="folder of training scenes")
     parser.add_argument("--val", type=Path, help="folder of scenes for the curve")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the training; resumes what is there"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the training; resumes what is there")
     parser.add_argument("--minutes", type=float, default=80, help="length of the whole training")
     parser.add_argument("--eval-minutes", type=float, default=8)
     parser.add_argument("--threads", type=int, default=2)

@@ -189,15 +189,11 @@ def render(data: bytes, name: str) -> np.ndarray:
     if name.endswith("svg"):
         import resvg_py
 
-        data = bytes(
-            resvg_py.svg_to_bytes(svg_string=data.decode("utf-8"), width=OBJECT_SIDE, skip_system_fonts=True)
-        )
+        data = bytes(resvg_py.svg_to_bytes(svg_string=data.decode("utf-8"), width=OBJECT_SIDE, skip_system_fonts=True))
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise ValueError(
-                    f"{name}: {image.width} x {image.height} pixels is more than a clip art needs"
-                )
+                raise ValueError(f"{name}: {image.width} x {image.height} pixels is more than a clip art needs")
             rgba = np.asarray(image.convert("RGBA"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: {error}") from error
@@ -214,11 +210,7 @@ def trim(bgra: np.ndarray) -> np.ndarray | None:
     if min(width, height) < 12 or max(width, height) < 24 or min(width, height) * 10 < max(width, height):
         return None
     area = int(solid.sum())
-    if (
-        area < 0.08 * width * height
-        or area < 0.5 * np.count_nonzero(bgra[..., 3])
-        or area > 0.985 * width * height
-    ):
+    if area < 0.08 * width * height or area < 0.5 * np.count_nonzero(bgra[..., 3]) or area > 0.985 * width * height:
         return None
     cut = bgra[y : y + height, x : x + width].astype(np.float32)
     scale = OBJECT_SIDE / max(width, height)
@@ -428,9 +420,7 @@ def _write_photos(entry: AssetSet, package: Path, out: Path) -> list[PhotoRecord
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: fetch, decode and write the store."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ovseg_export.scenes.assets", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m ovseg_export.scenes.assets", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("export/work/assets"), help="folder of the store")
     parser.add_argument(
         "--from",

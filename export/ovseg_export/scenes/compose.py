@@ -39,9 +39,7 @@ class Mix:
 # `ordinary` is near to what people photograph, `crowded` a heap of things, much of them hidden.
 MIXES = {
     "crowded": Mix(),
-    "ordinary": Mix(
-        objects=0.7, cutouts=0.18, max_instances=6, sides=(60, 320), filling=0.08, min_visible=0.6
-    ),
+    "ordinary": Mix(objects=0.7, cutouts=0.18, max_instances=6, sides=(60, 320), filling=0.08, min_visible=0.6),
     "shapes": Mix(objects=0.0, cutouts=0.8, shapes=0.2, photo_background=1.0),
 }
 
@@ -91,9 +89,7 @@ def compose(rng: np.random.Generator, library: Library, size: int = 512, mix: Mi
     canvas = _background(rng, library, size, mix)
     ids = np.zeros((size, size), np.uint8)
     pasted: list[tuple[str, str, str, int, tuple[int, int, int, int]]] = []
-    weights = np.array(
-        [mix.objects if library.objects else 0.0, mix.cutouts if library.photos else 0.0, mix.shapes]
-    )
+    weights = np.array([mix.objects if library.objects else 0.0, mix.cutouts if library.photos else 0.0, mix.shapes])
     if rng.random() < 0.3:  # a scene of one kind only
         weights = weights * (np.arange(3) == rng.choice(3, p=weights / weights.sum()))
     weights = weights / weights.sum()
@@ -190,18 +186,14 @@ def _visible(
         if pixels < least or pixels / area < min_visible:
             continue
         table[old] = len(instances) + 1
-        instances.append(
-            Instance(len(instances) + 1, key, set_name, name, round(pixels / area, 4), pixels, box)
-        )
+        instances.append(Instance(len(instances) + 1, key, set_name, name, round(pixels / area, 4), pixels, box))
     return instances, table[ids]
 
 
 # ------------------------------------------------------------------ placing
 
 
-def _place(
-    rng: np.random.Generator, rgba: np.ndarray, side: float, size: int
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _place(rng: np.random.Generator, rgba: np.ndarray, side: float, size: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Warp an RGBA (BGRA order) picture to its size and angle: premultiplied colour, and alpha.
 
     None if it would be too small or too large.
@@ -309,9 +301,7 @@ def _tone(rng: np.random.Generator, contrast: float, brightness: float, tint: fl
     """A look-up table for the three channels: contrast around 128, brightness, and a little colour cast."""
     level = np.arange(256, dtype=np.float32)[:, None]
     gain = np.exp(rng.normal(0, contrast)) * np.exp(rng.normal(0, tint, 3))
-    return np.clip((level - 128) * gain + 128 + rng.uniform(-brightness, brightness), 0, 255).astype(
-        np.uint8
-    )[None]
+    return np.clip((level - 128) * gain + 128 + rng.uniform(-brightness, brightness), 0, 255).astype(np.uint8)[None]
 
 
 def _background(rng: np.random.Generator, library: Library, size: int, mix: Mix) -> np.ndarray:

@@ -74,15 +74,9 @@ class Library:
         self.root = Path(root)
         head = json.loads((self.root / "store.json").read_text("utf-8"))
         if head.get("format") != FORMAT:
-            raise ValueError(
-                f"{self.root}: store format {head.get('format')!r}, expected {FORMAT}: prepare it again"
-            )
-        records = [
-            ObjectRecord(**entry) for entry in json.loads((self.root / "objects.json").read_text("utf-8"))
-        ]
-        photos = [
-            PhotoRecord(**entry) for entry in json.loads((self.root / "backgrounds.json").read_text("utf-8"))
-        ]
+            raise ValueError(f"{self.root}: store format {head.get('format')!r}, expected {FORMAT}: prepare it again")
+        records = [ObjectRecord(**entry) for entry in json.loads((self.root / "objects.json").read_text("utf-8"))]
+        photos = [PhotoRecord(**entry) for entry in json.loads((self.root / "backgrounds.json").read_text("utf-8"))]
         self.objects = [r for r in records if split in (None, r.split) and (keep is None or keep(r))]
         self.photos = [p for p in photos if split in (None, p.split)]
         weights = np.array([p.weight for p in self.photos])
@@ -103,9 +97,7 @@ class Library:
         blob = self._blobs[record.set][record.offset : record.offset + record.length]
         pixels = cv2.imdecode(blob, cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.ndim != 3 or pixels.shape[2] != 4:
-            raise ValueError(
-                f"{self.root}: object {record.set}/{record.key} is damaged: prepare the store again"
-            )
+            raise ValueError(f"{self.root}: object {record.set}/{record.key} is damaged: prepare the store again")
         self._decoded[record] = pixels
         if len(self._decoded) > self._cache:
             self._decoded.popitem(last=False)
@@ -113,9 +105,7 @@ class Library:
 
     def draw_photo(self, rng: np.random.Generator) -> np.ndarray:
         """The pixels of a photograph drawn by weight."""
-        return self.photo_pixels(
-            min(int(np.searchsorted(self._photo_steps, rng.random())), len(self.photos) - 1)
-        )
+        return self.photo_pixels(min(int(np.searchsorted(self._photo_steps, rng.random())), len(self.photos) - 1))
 
     def photo_pixels(self, index: int) -> np.ndarray:
         """Photograph `index`, HxWx3 uint8 BGR; all stay in memory once read (about 3 MB each)."""

@@ -26,9 +26,7 @@ def config(name: str = NAME, save_path: str = SAVE_PATH, force: bool = FORCE) ->
     path = Path(save_path)
     path = path if path.suffix in (".yaml", ".yml") else path / shipped.name
     if path.exists() and not force:
-        raise ConfigError(
-            f"{path} is there already.", "Use --force to write over it, or another --save-path."
-        )
+        raise ConfigError(f"{path} is there already.", "Use --force to write over it, or another --save-path.")
     with atomic_write(path) as file:
         file.write(shipped.read_bytes())
     print(path)

@@ -17,9 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
 
 
-def demo(
-    save_path: str = SAVE_PATH, device: str = DEVICE, model: str = MODEL, model_dir: str = MODEL_DIR
-) -> None:
+def demo(save_path: str = SAVE_PATH, device: str = DEVICE, model: str = MODEL, model_dir: str = MODEL_DIR) -> None:
     """Segment the sample images that ship with ovseg, by boxes and by points, and save pictures."""
     from ..pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
     from ..samples import samples

@@ -15,9 +15,7 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add `ovs export` to `app`."""
-    app.command(
-        "export", epilog="Example: ovs export SAM-H_box --from ./SAM-H_box_infer.tar --out SAM-H_box"
-    )(export)
+    app.command("export", epilog="Example: ovs export SAM-H_box --from ./SAM-H_box_infer.tar --out SAM-H_box")(export)
 
 
 MODEL = typer.Argument(help="Model name, as in `ovs models list`, or a Paddle model as --from takes it.")

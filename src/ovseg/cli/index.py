@@ -152,9 +152,7 @@ def _save_new(gallery: Gallery, folder: Path, force: bool) -> None:
     from ..index.storage import is_gallery
 
     if is_gallery(folder) and not force:
-        raise ConfigError(
-            f"{folder} holds a gallery already.", "Use --force to replace it, or another folder."
-        )
+        raise ConfigError(f"{folder} holds a gallery already.", "Use --force to replace it, or another folder.")
     gallery.save(folder)
     gallery.close()
     _say(f"{len(gallery)} items")

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 NAME = typer.Argument(None, metavar="[PIPELINE]", help="Name of a pipeline, or path of its YAML file.")
 PIPELINE = typer.Option(None, "--pipeline", help="The same, as PaddleX has it.")
-INPUT = typer.Option(
-    ..., "--input", "-i", help="Image, PDF, folder, URL, or - for standard input. May be repeated."
-)
+INPUT = typer.Option(..., "--input", "-i", help="Image, PDF, folder, URL, or - for standard input. May be repeated.")
 PROMPT_TYPE = typer.Option(None, "--prompt-type", help="box (the default) or point.")
 PROMPT = typer.Option(None, "--prompt", help='Such as "[[112.9, 118.4, 513.8, 382.1]]".')
 SAVE_PATH = typer.Option(None, "--save-path", "-o", help="Folder for pictures and JSON.")
@@ -78,9 +76,7 @@ def run(
         raise ConfigError(f"Two pipelines are named: {name!r} and {pipeline!r}.", "Name the pipeline once.")
     named = pipeline if name is None else name
     if named is None:
-        raise ConfigError(
-            "No pipeline was named.", "Name it first: ovs run open_vocabulary_segmentation --input ..."
-        )
+        raise ConfigError("No pipeline was named.", "Name it first: ovs run open_vocabulary_segmentation --input ...")
     given = {
         "prompt": _literal("--prompt", prompt, PromptError, f"{BOX_FORM} {POINT_FORM}"),
         "prompt_type": prompt_type,

@@ -106,9 +106,7 @@ class FlatEngine:
             return self._tail[start - split : stop - split]
         return np.concatenate([self._base[start:], self._tail[: stop - split]])
 
-    def search(
-        self, queries: np.ndarray, k: int, among: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the nearest k of each query, exactly; equal scores by ascending id.
 
         Args:
@@ -164,9 +162,7 @@ class FlatEngine:
         sign = -1 if self.metric == "IP" else 1
         return sorted(found, key=lambda pair: (sign * pair[2], pair[:2]))
 
-    def _nearest(
-        self, queries: np.ndarray, k: int, among: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _nearest(self, queries: np.ndarray, k: int, among: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and nearness (higher is nearer, -inf for none) of each query, [Q, at most k]."""
         wanted = k + _SPARE if self.metric == "L2" else k
         rows = np.zeros((len(queries), 0), np.int64)

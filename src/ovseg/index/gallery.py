@@ -231,9 +231,7 @@ class Gallery:
         metadata: Sequence[dict[str, Any] | None] | None,
     ) -> None:
         if isinstance(labels, str):
-            raise GalleryError(
-                f"labels is the string {labels!r}.", "Give a list with one label an embedding."
-            )
+            raise GalleryError(f"labels is the string {labels!r}.", "Give a list with one label an embedding.")
         labels = list(labels)
         entries: list[dict[str, Any] | None] = [None] * len(labels) if metadata is None else list(metadata)
         if len(labels) != len(vectors) or len(entries) != len(vectors):
@@ -305,9 +303,7 @@ class Gallery:
             engine = self._searcher()
             # Asked for much of the gallery, an approximate engine is slower than looking at all of it.
             exact = engine is None or (k > 100 and 8 * k > len(self))
-            scores, ids = (
-                self._table.search(queries, k) if exact or engine is None else engine.search(queries, k)
-            )
+            scores, ids = self._table.search(queries, k) if exact or engine is None else engine.search(queries, k)
         return [self._matches(*pair) for pair in zip(scores, ids, strict=True)]
 
     def _matches(self, scores: np.ndarray, ids: np.ndarray) -> Matches:
@@ -331,8 +327,7 @@ class Gallery:
         pairs = self._table.pairs(threshold)
         ids = self._table.row_ids
         return [
-            Duplicate((int(ids[a]), int(ids[b])), (self._labels[a], self._labels[b]), score)
-            for a, b, score in pairs
+            Duplicate((int(ids[a]), int(ids[b])), (self._labels[a], self._labels[b]), score) for a, b, score in pairs
         ]
 
     def _searcher(self) -> StoredEngine | None:
@@ -528,9 +523,7 @@ class Gallery:
             gallery._engine = read_engine(graph.kind, settings, path, inside)
             gallery._engine_kind = graph.kind
             gallery._highest = int(contents.ids[graph.rows - 1]) if graph.rows else -1
-            gallery._graph_lag = (
-                int((contents.removed_at > graph.version).sum()) + len(contents.ids) - graph.rows
-            )
+            gallery._graph_lag = int((contents.removed_at > graph.version).sum()) + len(contents.ids) - graph.rows
         return gallery
 
     @classmethod
@@ -556,9 +549,7 @@ class Gallery:
         try:
             array = np.asarray(embeddings)
         except ValueError:
-            raise GalleryError(
-                "The embeddings differ in length.", f"Give arrays of {self.dim} values."
-            ) from None
+            raise GalleryError("The embeddings differ in length.", f"Give arrays of {self.dim} values.") from None
         if one and array.ndim == 1:
             array = array[None]
         settings = self._settings
@@ -570,9 +561,7 @@ class Gallery:
             if not hamming and array.dtype.kind in "fiu":
                 vectors = np.ascontiguousarray(array, np.float32)
                 if not np.isfinite(vectors).all():
-                    raise GalleryError(
-                        "An embedding holds NaN or infinity.", "Check the model and its input."
-                    )
+                    raise GalleryError("An embedding holds NaN or infinity.", "Check the model and its input.")
                 return vectors
         elif array.size == 0 and array.ndim <= 2:
             return np.empty((0, settings.width), settings.dtype)
@@ -655,9 +644,7 @@ def salvage_index(folder: str | Path) -> tuple[Gallery, list[str]]:
     if not path.is_dir():
         raise GalleryError(f"There is no folder {path}.", "Name the folder of a damaged gallery.")
     found = storage.salvage(path)
-    gallery = Gallery._from_items(
-        found.settings, found.ids, found.vectors, found.labels, found.metadata, found.next_id
-    )
+    gallery = Gallery._from_items(found.settings, found.ids, found.vectors, found.labels, found.metadata, found.next_id)
     return gallery, found.problems
 
 

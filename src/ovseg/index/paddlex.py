@@ -101,9 +101,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
         raise GalleryError(f"There is no folder {folder}.", "Name a folder that PaddleX saved an index in.")
     found = [folder / name for name in ID_MAPS if (folder / name).is_file()]
     if not found:
-        raise GalleryError(
-            f"{folder} has no {' or '.join(ID_MAPS)}.", "Name a folder that PaddleX saved an index in."
-        )
+        raise GalleryError(f"{folder} has no {' or '.join(ID_MAPS)}.", "Name a folder that PaddleX saved an index in.")
     try:
         # Keys and labels are read as text: YAML would take a label such as 007 for a number and yes for true.
         info = yaml.load(found[0].read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -115,9 +113,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
             "Save the index again with PaddleX.",
         ) from error
     if metric not in ("IP", "L2", "hamming") or kind not in ("Flat", "IVF", "HNSW32"):
-        raise GalleryError(
-            f"{found[0]} is of metric {metric} and type {kind}.", "Flat, IVF and HNSW32 are read."
-        )
+        raise GalleryError(f"{found[0]} is of metric {metric} and type {kind}.", "Flat, IVF and HNSW32 are read.")
     return {"id_map": labels, "metric_type": metric, "index_type": kind}
 
 

@@ -539,9 +539,7 @@ def salvage(folder: Path) -> Salvage:
         found = _salvage_log(folder, log, limit, problems)
         if found:
             return found
-    raise GalleryError(
-        f"Nothing can be saved of {folder}: it has no readable log.", "Build the gallery again."
-    )
+    raise GalleryError(f"Nothing can be saved of {folder}: it has no readable log.", "Build the gallery again.")
 
 
 def _salvage_log(folder: Path, log: Path, limit: int | None, problems: list[str]) -> Salvage | None:
@@ -649,14 +647,10 @@ def _not_a_gallery(folder: Path) -> GalleryError:
     if not folder.exists():
         return GalleryError(f"There is no folder {folder}.", "Build a gallery and save it there.")
     if (folder / "vector.index").is_file():
-        return GalleryError(
-            f"{folder} is an index of PaddleX.", f"Import it: ovs index import {folder} NEW_FOLDER"
-        )
+        return GalleryError(f"{folder} is an index of PaddleX.", f"Import it: ovs index import {folder} NEW_FOLDER")
     if any(folder.glob("log-*.jsonl")):
         return damaged(folder, f"{MANIFEST} is missing")
-    return GalleryError(
-        f"{folder} is not a gallery: it has no {MANIFEST}.", "Name a folder that was saved by ovseg."
-    )
+    return GalleryError(f"{folder} is not a gallery: it has no {MANIFEST}.", "Name a folder that was saved by ovseg.")
 
 
 def _not_written(folder: Path, error: OSError) -> SaveError:

@@ -89,24 +89,16 @@ def create_pipeline(
             logger.info("%s is ignored: ONNX Runtime is the only engine.", name)
 
     if config is None and pipeline is None:
-        raise ConfigError(
-            "No pipeline was named.", f"Use one of {', '.join(PIPELINES)}, or the path of a YAML file."
-        )
+        raise ConfigError("No pipeline was named.", f"Use one of {', '.join(PIPELINES)}, or the path of a YAML file.")
     source = config if config is not None else pipeline
     if isinstance(source, str) and source in PIPELINES:
         source = config_file(source)
-    elif (
-        isinstance(source, str)
-        and not source.lower().endswith((".yaml", ".yml"))
-        and not Path(source).exists()
-    ):
+    elif isinstance(source, str) and not source.lower().endswith((".yaml", ".yml")) and not Path(source).exists():
         config_file(source)  # raises: it is neither a name nor a file
     loaded, where = load_config(source)
     name = str(loaded.get("pipeline_name"))
     if name not in PIPELINES:
-        raise ConfigError(
-            f"{where} is for the pipeline {name!r}, which is not known.", f"Use {', '.join(PIPELINES)}."
-        )
+        raise ConfigError(f"{where} is for the pipeline {name!r}, which is not known.", f"Use {', '.join(PIPELINES)}.")
     module, class_name = PIPELINES[name]
     pipeline_class: type[Pipeline] = getattr(importlib.import_module(module, __name__), class_name)
     return pipeline_class(loaded, device=device, where=where, **options)

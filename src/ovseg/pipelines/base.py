@@ -56,9 +56,7 @@ class Pipeline(ABC):
             self.device = resolve_device(device, providers=providers, provider_options=provider_options)
         self._session_options: dict[str, Any] = {"threads": threads, "optimization": optimization}
         max_pixels = self._settings.get("max_pixels") if max_pixels is None else max_pixels
-        self._max_pixels = (
-            DEFAULT_MAX_PIXELS if max_pixels is None else whole_number(max_pixels, "max_pixels", 0)
-        )
+        self._max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else whole_number(max_pixels, "max_pixels", 0)
 
     @abstractmethod
     def predict(self, input: Any, *args: Any, **kwargs: Any) -> Iterator[Result]:
@@ -106,9 +104,7 @@ class Pipeline(ABC):
         errors.finish()
 
 
-def _attempt(
-    batch: list[Image], make_results: Callable[[list[Image]], list[Result]], errors: _Errors
-) -> list[Result]:
+def _attempt(batch: list[Image], make_results: Callable[[list[Image]], list[Result]], errors: _Errors) -> list[Result]:
     """Return the results of a batch; without those that fail also when they are alone."""
     try:
         results = make_results(batch)

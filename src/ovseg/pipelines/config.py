@@ -12,9 +12,7 @@ import yaml
 from ..errors import ConfigError
 
 # Keys of PaddleX that choose among Paddle's engines or say what we know already.
-IGNORED = frozenset(
-    {"use_hpip", "hpi_config", "engine", "engine_config", "pp_option", "module_name", "batch_size"}
-)
+IGNORED = frozenset({"use_hpip", "hpi_config", "engine", "engine_config", "pp_option", "module_name", "batch_size"})
 
 
 def load_config(source: Any) -> tuple[dict[str, Any], str]:
@@ -61,9 +59,7 @@ def check_keys(mapping: Any, known: Collection[str], where: str) -> dict[str, An
         raise ConfigError(f"{where} does not hold a mapping of keys to values.", "Correct the file.")
     for key in mapping:
         if key not in known and key not in IGNORED:
-            raise ConfigError(
-                f"{where} has the key {key!r}, which is not known.", f"Known keys: {', '.join(known)}."
-            )
+            raise ConfigError(f"{where} has the key {key!r}, which is not known.", f"Known keys: {', '.join(known)}.")
     return {key: value for key, value in mapping.items() if key in known}
 
 

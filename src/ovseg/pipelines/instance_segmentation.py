@@ -135,9 +135,7 @@ class InstanceSegmentationPipeline(Pipeline):
             for members in groups.values():
                 pixels = [images[i].pixels for i in members]
                 found |= zip(members, model.segment(pixels, least), strict=True)
-            return [
-                self._result(image, found[i], model.gives_boxes, chosen) for i, image in enumerate(images)
-            ]
+            return [self._result(image, found[i], model.gives_boxes, chosen) for i, image in enumerate(images)]
 
         batch = batch if model.takes_batches else 1
         return self._batched_results(input, segment, on_error, batch)  # type: ignore[arg-type, return-value]
@@ -154,9 +152,7 @@ class InstanceSegmentationPipeline(Pipeline):
         self, image: Image, found: Instances, gives_boxes: bool, mask_format: str
     ) -> InstanceSegmentationResult:
         boxes = []
-        for number, score, box in zip(
-            found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
-        ):
+        for number, score, box in zip(found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True):
             # PaddleX calls it otherwise where the model has no boxes: there it stands under both names.
             paddlex = {} if gives_boxes else {"class_id": number}
             entry = {"cls_id": number, "label": self.labels[number], "score": score}

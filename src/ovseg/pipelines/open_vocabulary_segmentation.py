@@ -155,9 +155,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             # A Device holds dicts, so it cannot be hashed.
             key = (folder.path, repr(device))
             if key not in self._models:
-                self._models[key] = SamModel(
-                    folder, device, batch=self._batch, session_options=self._session_options
-                )
+                self._models[key] = SamModel(folder, device, batch=self._batch, session_options=self._session_options)
             return self._models[key]
 
     def _embed(self, model: SamModel, pixels: np.ndarray) -> Embedding:
@@ -207,9 +205,7 @@ class OpenImage:
             raise ConfigError("The image is closed.", "Segment inside the `with` block that opened it.")
         if (boxes is None) == (points is None):
             given = "No prompt was" if boxes is None else "Both boxes and points were"
-            raise PromptError(
-                f"{given} given.", "Give either boxes=[[x1, y1, x2, y2], ...] or points=[[x, y], ...]."
-            )
+            raise PromptError(f"{given} given.", "Give either boxes=[[x1, y1, x2, y2], ...] or points=[[x, y], ...].")
         if boxes is not None and labels is not None:
             raise PromptError("Labels were given with boxes.", "Only points have labels.")
         prompts = parse_boxes(boxes) if boxes is not None else parse_points(points, labels)
@@ -293,9 +289,7 @@ def _find_folders(
     return folders
 
 
-def _result(
-    image: Image, prompts: Prompts, masks: np.ndarray, mask_format: str
-) -> OpenVocabularySegmentationResult:
+def _result(image: Image, prompts: Prompts, masks: np.ndarray, mask_format: str) -> OpenVocabularySegmentationResult:
     label = f"{prompts.kind}_prompt"
     infos = [{"label": label, "prompt": given} for given in prompts.given]
     if prompts.labels is not None and prompts.coords.shape[1] > 1:

@@ -57,9 +57,7 @@ class SamModel:
         DeviceUnavailable: if the device was named and cannot be used.
     """
 
-    def __init__(
-        self, folder: ModelFolder, device: Device, *, batch: int, session_options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, folder: ModelFolder, device: Device, *, batch: int, session_options: Mapping[str, Any]) -> None:
         self.name = folder.name
         self.size, self._mean, self._std = _preprocessing(folder)
         self._encoder = Session(folder.files["encoder"], device, **session_options)
@@ -159,9 +157,7 @@ def _preprocessing(folder: ModelFolder) -> tuple[int, tuple[float, ...], tuple[f
     size, mean, std = facts.get("size", 1024), facts.get("mean", MEAN), facts.get("std", STD)
     where = f"{folder.path / 'model.yaml'}: preprocess"
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ModelError(
-            f"{where} has the size {size!r}, which is not a number of pixels.", "Correct the file."
-        )
+        raise ModelError(f"{where} has the size {size!r}, which is not a number of pixels.", "Correct the file.")
     checked = []
     for key, values in (("mean", mean), ("std", std)):
         numbers = (

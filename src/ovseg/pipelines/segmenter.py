@@ -55,9 +55,7 @@ class Segmenter:
 
     def __init__(self, folder: ModelFolder, device: Device, session_options: Mapping[str, Any]) -> None:
         self._folder = folder
-        self._preprocessing = read_preprocessing(
-            folder.preprocess, f"{folder.path / 'model.yaml'}: preprocess"
-        )
+        self._preprocessing = read_preprocessing(folder.preprocess, f"{folder.path / 'model.yaml'}: preprocess")
         self._session = Session(folder.files["model"], device, **session_options)
         self._inputs = {tensor.name: tensor for tensor in self._session.inputs}
         names = {tensor.name for tensor in self._session.outputs}
@@ -124,9 +122,7 @@ class Segmenter:
         self._check_labels(classes[keep])
         keep &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         indices = np.flatnonzero(keep)
-        return Instances(
-            classes[indices], scores[indices], boxes[indices], binary_masks(masks, indices, height, width)
-        )
+        return Instances(classes[indices], scores[indices], boxes[indices], binary_masks(masks, indices, height, width))
 
     def _without_boxes(
         self, found: Mapping[str, np.ndarray], height: int, width: int, thresholds: np.ndarray

@@ -85,9 +85,7 @@ def draw_instances(
     for box, (x1, y1, x2, y2) in zip(boxes, corners, strict=True):
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour_of(box["cls_id"]), thickness)
     # Last and from the lowest score up, so that no line runs through a label and the surest one is on top.
-    for box, (x1, y1, _, _) in sorted(
-        zip(boxes, corners, strict=True), key=lambda item: float(item[0]["score"])
-    ):
+    for box, (x1, y1, _, _) in sorted(zip(boxes, corners, strict=True), key=lambda item: float(item[0]["score"])):
         # OpenCV's letters are ASCII: others would all become question marks.
         name = box["label"] if box["label"].isascii() else f"class {box['cls_id']}"
         _draw_label(canvas, x1, y1, f"{name} {box['score']:.2f}", colour_of(box["cls_id"]), scale)
@@ -128,9 +126,7 @@ def _corners(canvas: np.ndarray, box: Sequence[float]) -> tuple[int, int, int, i
     return x1, y1, x2, y2
 
 
-def _draw_label(
-    canvas: np.ndarray, x1: int, y1: int, text: str, colour: tuple[int, int, int], scale: float
-) -> None:
+def _draw_label(canvas: np.ndarray, x1: int, y1: int, text: str, colour: tuple[int, int, int], scale: float) -> None:
     """Write a label above the top left corner (x1, y1) of a box."""
     width = canvas.shape[1]
     font, font_scale, font_thickness = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * scale, max(1, round(scale))
@@ -159,9 +155,7 @@ def _draw_label(
     )
 
 
-def _draw_points(
-    canvas: np.ndarray, info: Mapping[str, Any], colour: tuple[int, int, int], scale: float
-) -> None:
+def _draw_points(canvas: np.ndarray, info: Mapping[str, Any], colour: tuple[int, int, int], scale: float) -> None:
     points = np.asarray(info["prompt"], dtype=float).reshape(-1, 2)
     labels = info.get("point_labels", [1] * len(points))
     radius = max(2, round(4 * scale))

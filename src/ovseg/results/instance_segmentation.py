@@ -44,9 +44,7 @@ class InstanceSegmentationResult(Result):
     def crop(self) -> list[np.ndarray]:
         """Return each mask cropped to its rounded box, as PaddleX has it: views, nothing is copied."""
         boxes = rounded_boxes(np.array([box["coordinate"] for box in self["boxes"]]))
-        return [
-            mask[y1:y2, x1:x2] for mask, (x1, y1, x2, y2) in zip(self["masks"], boxes.tolist(), strict=True)
-        ]
+        return [mask[y1:y2, x1:x2] for mask, (x1, y1, x2, y2) in zip(self["masks"], boxes.tolist(), strict=True)]
 
     def rle(self) -> list[dict[str, Any]]:
         """Return each mask as COCO's run lengths of the whole image, `{"size": [H, W], "counts": str}`."""

@@ -72,9 +72,7 @@ def read_preprocessing(facts: Mapping[str, Any], where: str) -> Preprocessing:
     """
     interpolation = facts.get("interp", "linear")
     if interpolation not in INTERPOLATIONS:
-        raise ModelError(
-            f"{where} has the interp {interpolation!r}.", f"Use one of {', '.join(INTERPOLATIONS)}."
-        )
+        raise ModelError(f"{where} has the interp {interpolation!r}.", f"Use one of {', '.join(INTERPOLATIONS)}.")
     height, width = _numbers(facts, "size", 2, where)
     stride = facts.get("pad_stride", 1)
     if min(height, width) < 1 or isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:

@@ -96,9 +96,7 @@ def parse_points(points: Any, labels: Any = None) -> Prompts:
     grouped = bool(raw) and all(_is_list(group) and len(group) > 0 and _is_list(group[0]) for group in raw)
     if labels is None and not grouped:
         given = _rows(raw, "point", 2)
-        return Prompts(
-            "point", given, np.asarray(given, dtype=np.float64)[:, None], np.ones((len(given), 1), np.int64)
-        )
+        return Prompts("point", given, np.asarray(given, dtype=np.float64)[:, None], np.ones((len(given), 1), np.int64))
 
     groups = [_rows(group, "point", 2) for group in (raw if grouped else [raw])]
     if labels is None:
@@ -187,9 +185,7 @@ def _as_list(prompt: Any, kind: str) -> list[Any]:
 def _rows(prompt: Any, kind: str, length: int) -> list[list[float]]:
     rows = _as_list(prompt, kind)
     if isinstance(rows[0], numbers.Real):
-        raise PromptError(
-            f"The prompt {_short.repr(rows)} is a flat list of numbers: wrong nesting.", _FORMS[kind]
-        )
+        raise PromptError(f"The prompt {_short.repr(rows)} is a flat list of numbers: wrong nesting.", _FORMS[kind])
     return [_row(i, row, kind, length) for i, row in enumerate(rows)]
 
 
@@ -233,8 +229,6 @@ def _label_groups(labels: Any, groups: Sequence[Sequence[Any]]) -> list[list[int
             if isinstance(value, bool) or value not in (NEGATIVE, POSITIVE):
                 raise PromptError(f"The label {_short.repr(value)} is not known.", form)
         if POSITIVE not in values:
-            raise PromptError(
-                f"The labels {_short.repr(values)} of prompt {i} have no point inside the object.", form
-            )
+            raise PromptError(f"The labels {_short.repr(values)} of prompt {i} have no point inside the object.", form)
         checked.append([int(value) for value in values])
     return checked

@@ -39,9 +39,7 @@ def resize_long_side(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), PIL.Image.Resampling.BILINEAR))
 
 
-def normalise_and_pad(
-    pixels: np.ndarray, size: int, mean: Sequence[float], std: Sequence[float]
-) -> np.ndarray:
+def normalise_and_pad(pixels: np.ndarray, size: int, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Return `(rgb - mean) / std`, padded with zeros at the right and bottom to `size`x`size`.
 
     Args:
