@@ -64,7 +64,7 @@ def download(url: str, destination: Path, *, sha256: str | None = None, progress
     if offline():
         raise DownloadError(
             f"{url} is needed and OVSEG_OFFLINE forbids the network.",
-            "Unset OVSEG_OFFLINE, or copy the model folder here and give it as model_dir.",
+            "Unset OVSEG_OFFLINE, or copy an exported model folder to this machine and use --model-dir (model_dir).",
         )
     make_folder(destination.parent)
     partial = _Partial(destination.with_name(destination.name + ".part"), url)

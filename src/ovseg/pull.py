@@ -18,6 +18,7 @@ from .cache import (
     locked,
     make_folder,
     models_dir,
+    offline,
     record_checksum,
     recorded_checksum,
 )
@@ -114,7 +115,8 @@ def fetch_archive(spec: ModelSpec, progress: Progress | None, notify: Callable[[
                 )
             return archive, path
     for index, (archive, path) in enumerate(targets, start=1):
-        notify(f"downloading {archive.url}")
+        if not offline():  # else download says so
+            notify(f"downloading {archive.url}")
         try:
             expected = archive.sha256 or recorded_checksum(archive.url)
             found = download(archive.url, path, sha256=expected, progress=progress)
