@@ -212,3 +212,16 @@ def test_grid_sample(mode: str, padding: str, compare: Callable[..., None]) -> N
         return [F.grid_sample(x, grid, mode, padding, corners) for corners in (True, False)]
 
     compare(function, specs, [X, grid], [X, grid[:, :0]], tolerance=2e-5)
+
+
+def test_transposed_convolution_of_a_given_size(compare: Callable[..., None]) -> None:
+    weight = RNG.normal(size=(3, 2, 3, 3)).astype(np.float32)
+
+    def function(x: Any) -> Any:
+        sizes = ([11, 15], [12, 16])  # both have the plain size or one more
+        return [
+            F.conv2d_transpose(x, paddle.assign(weight), stride=2, dilation=2, output_size=size)
+            for size in sizes
+        ]
+
+    compare(function, [((2, 3, 4, 6), "float32")], [RNG.normal(size=(2, 3, 4, 6))], tolerance=2e-5)
