@@ -219,9 +219,6 @@ def test_transposed_convolution_of_a_given_size(compare: Callable[..., None]) ->
 
     def function(x: Any) -> Any:
         sizes = ([11, 15], [12, 16])  # both have the plain size or one more
-        return [
-            F.conv2d_transpose(x, paddle.assign(weight), stride=2, dilation=2, output_size=size)
-            for size in sizes
-        ]
+        return [F.conv2d_transpose(x, paddle.assign(weight), stride=2, dilation=2, output_size=size) for size in sizes]
 
     compare(function, [((2, 3, 4, 6), "float32")], [RNG.normal(size=(2, 3, 4, 6))], tolerance=2e-5)
