@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FORMATS = ("json", "pdmodel")
+_FRESH = "OVSEG_BUILDER_FORMAT"  # set in the process that writes, to its format
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Blueprint:
 def write_archive(family: str, out_dir: str | Path, *, seed: int, fmt: str, options: Mapping[str, Any]) -> Path:
     """Build a member of `family` and write it to `out_dir`.
 
-    The format decides Paddle's program representation, which is fixed when Paddle is imported; so the
-    format that this process cannot write is written by a fresh one.
+    A fresh process writes it: the format decides Paddle's program representation, which is fixed when Paddle is
+    imported, and Paddle's tracer has been seen to crash in a process that did much else before.
 
     Args:
         family: Name of a module beside this one that has `make(seed=…, **options) -> Blueprint`.
@@ -54,11 +55,10 @@ def write_archive(family: str, out_dir: str | Path, *, seed: int, fmt: str, opti
     if fmt not in FORMATS:
         raise ValueError(f"fmt is {fmt!r}, not one of {', '.join(FORMATS)}")
     out_dir = Path(out_dir)
-    import paddle
-
-    if paddle.framework.use_pir_api() != (fmt == "json"):
+    if os.environ.get(_FRESH) != fmt:
         return _write_in_fresh_process(family, out_dir, seed=seed, fmt=fmt, options=options)
 
+    import paddle
     import yaml
 
     if fmt == "pdmodel":
@@ -107,16 +107,14 @@ def _write_in_fresh_process(family: str, out_dir: Path, *, seed: int, fmt: str, 
     )
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {
+        _FRESH: fmt,
         "FLAGS_enable_pir_api": "1" if fmt == "json" else "0",
         "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "ovseg_export.builders", request],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "ovseg_export.builders", request]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode < 0:  # killed by a signal: once more, since what is written is the same either way
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         tail = (done.stdout + done.stderr)[-2000:]
         raise RuntimeError(f"building {family} as {fmt} ended with exit code {done.returncode}:\n{tail}")
