@@ -6,7 +6,6 @@ python -m ovseg_export.sam_tiny.ship --weights work/sam-tiny/weights.npz --out s
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -17,11 +16,13 @@ import onnx
 import paddle
 import yaml
 
+from ovseg.download import file_sha256
 from ovseg.images import read_images
 from ovseg.samples import samples
 from ovseg.session import Session
 from ovseg.stages.resize import normalise_and_pad, resize_long_side
 from ovseg_export.convert import convert
+from ovseg_export.scenes.pregenerate import write as write_whole
 from ovseg_export.split import select, split
 
 from . import MEAN, SIZE, STD
@@ -149,7 +150,7 @@ def compare(network: SamTiny, folder: Path, pictures: Sequence[np.ndarray]) -> d
     return {"mask_logits_max_difference": worst, "mask_pixels_equal": equal, "iou_max_difference": iou}
 
 
-def ship(weights: Path, out: Path, metric: dict[str, object] | None = None) -> dict[str, float]:
+def ship(weights: Path, out: Path) -> dict[str, float]:
     """Export, prove, and only then write the folder."""
     network = load_network(weights)
     with tempfile.TemporaryDirectory() as scratch:
@@ -166,13 +167,9 @@ def ship(weights: Path, out: Path, metric: dict[str, object] | None = None) -> d
         files = {}
         out.mkdir(parents=True, exist_ok=True)
         for role in parts:
-            data = (work / f"{role}.onnx").read_bytes()
-            files[role] = {
-                "path": f"{role}.onnx",
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "size": len(data),
-            }
-            (out / f"{role}.onnx").write_bytes(data)
+            path = work / f"{role}.onnx"
+            files[role] = {"path": path.name, "sha256": file_sha256(path), "size": path.stat().st_size}
+            write_whole(out / path.name, path.read_bytes())
     facts = {
         "format": 1,
         "name": NAME,
@@ -187,9 +184,7 @@ def ship(weights: Path, out: Path, metric: dict[str, object] | None = None) -> d
         "source": "Trained for ovseg on composite scenes; see README.md in this folder.",
         "parity": {"against": f"paddlepaddle {paddle.__version__}", "pictures": len(pictures), **figures},
     }
-    if metric:
-        facts["metric"] = metric
-    (out / "model.yaml").write_text(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
+    write_whole(out / "model.yaml", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).encode())
     return figures
 
 

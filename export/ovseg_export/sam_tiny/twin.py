@@ -1,7 +1,7 @@
 """SAM-tiny's network in torch: name by name the one of `network.py`, for training.
 
 On a CPU torch trains it several times faster than Paddle (bfloat16 with channels last). `weights.npz` carries the
-weights over; `ship.py` proves the two networks equal before anything is exported.
+weights over; a test compares the two networks where torch is installed.
 """
 
 from __future__ import annotations
