@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ..device import Device, ProviderRequests, resolve_device
-from ..errors import ModelError, OvsError
+from ..errors import ConfigError, ModelError, OvsError
 from ..images import DEFAULT_MAX_PIXELS, Image, read_images
 from ..results.base import Result
 from .config import check_keys, whole_number
@@ -32,6 +32,10 @@ class Pipeline(ABC):
         threads: threads of one operator; None leaves it to ONNX Runtime.
         optimization: graph optimisation level.
         max_pixels: images with more pixels are refused; None is the default of `read_images`, 0 no limit.
+        **unknown: refused.
+
+    Raises:
+        ConfigError: an option that the pipeline does not have.
     """
 
     name: ClassVar[str]
@@ -48,7 +52,10 @@ class Pipeline(ABC):
         threads: int | None = None,
         optimization: str = "all",
         max_pixels: int | None = None,
+        **unknown: Any,
     ) -> None:
+        for option in unknown:
+            raise ConfigError(f"{option} is not an option of {self.name}.", "Leave it out.")
         self._settings = check_keys(config or {}, self.keys, where)
         if isinstance(device, Device):
             self.device = device

@@ -32,6 +32,7 @@ from ..zoo import ModelFolder, find_model
 from .base import OnError, Pipeline
 from .config import check_keys, whole_number
 from .everything import everything_settings, find_everything, region_info, region_masks
+from .onnx_pair import open_pair
 from .sam import Embedding, SamModel
 
 MODEL = "SAM-tiny"
@@ -47,6 +48,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         where: how messages name the configuration.
         model: name of the model for both kinds of prompt; wins over the configuration.
         model_dir: model folder for both kinds of prompt; wins over `model`.
+        encoder: path of the ONNX image encoder of any SAM; with `decoder`, wins over `model_dir`.
+        decoder: path of its ONNX decoder, as the original SAM's exporter writes it.
         embedding_cache: embeddings of this many images are kept; 0 keeps none.
         prompt_batch: prompts that go through the decoder at once.
         mask_format: "list" or "rle": how results write masks to JSON.
@@ -69,6 +72,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         where: str = "The configuration",
         model: str | None = None,
         model_dir: str | os.PathLike[str] | None = None,
+        encoder: str | os.PathLike[str] | None = None,
+        decoder: str | os.PathLike[str] | None = None,
         embedding_cache: int | None = None,
         prompt_batch: int | None = None,
         mask_format: str | None = None,
@@ -80,10 +85,17 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         self.mask_format = check_mask_format(settings.get("mask_format", "list"))
         self._batch = whole_number(settings.get("prompt_batch", 16), "prompt_batch", 1)
         self._embeddings = _Lru(whole_number(settings.get("embedding_cache", 4), "embedding_cache", 0))
-        self._folders = _find_folders(settings.get("SubModules") or {}, where, model, model_dir)
+        if (encoder is None) != (decoder is None):
+            missing = "decoder" if decoder is None else "encoder"
+            raise ConfigError(f"The {missing} is missing.", "Give encoder and decoder together, each an ONNX file.")
+        if encoder is not None and decoder is not None:
+            pair = open_pair(encoder, decoder)
+            self._folders: dict[str, ModelFolder | ModelError] = dict.fromkeys(_SUB_MODULES, pair)
+        else:
+            self._folders = _find_folders(settings.get("SubModules") or {}, where, model, model_dir)
         self._models: dict[tuple[Path, str], SamModel] = {}
         self._loading = threading.Lock()
-        folders = {folder.path for folder in self._folders.values() if isinstance(folder, ModelFolder)}
+        folders = {str(folder.files) for folder in self._folders.values() if isinstance(folder, ModelFolder)}
         if len(folders) == 1:
             # There is no doubt which model will be used: what is wrong with it or the device shows now.
             kind = next(kind for kind, folder in self._folders.items() if isinstance(folder, ModelFolder))

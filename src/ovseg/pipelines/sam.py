@@ -71,7 +71,8 @@ class SamModel:
 
     Three kinds of decoder are told apart by their inputs: the general one (`point_coords`, `point_labels`,
     `mask_input`, `has_mask_input`, and in graphs of the original SAM's exporter `orig_im_size`), and PaddleX's
-    official ones, for boxes only (`boxes`) and for one point only (`points`).
+    official ones, for boxes only (`boxes`) and for one point only (`points`). The encoder has one input: 1x3xSxS
+    float32, normalised and padded, or HxWx3 of 0 to 255; `preprocess` wins over what its shape says.
 
     Args:
         folder: model folder of the family `sam`.
@@ -90,8 +91,6 @@ class SamModel:
 
     def __init__(self, folder: ModelFolder, device: Device, *, batch: int, session_options: Mapping[str, Any]) -> None:
         self.name = folder.name
-        self.size, self._mean, self._std = _preprocessing(folder)
-        self._raw = folder.preprocess.get("type") == RAW
         self._encoder = Session(folder.files["encoder"], device, **session_options)
         if len(self._encoder.inputs) != 1:
             raise ModelError(
@@ -100,6 +99,7 @@ class SamModel:
                 "Export the model again, or choose another.",
             )
         self._image = self._encoder.inputs[0]
+        self._channels_last = _channels_last(self._image)
         embeddings = self._encoder.outputs
         self._decoder = _Decoder(folder, "decoder", Session(folder.files["decoder"], device, **session_options))
         self._multimask = self._decoder
@@ -111,6 +111,20 @@ class SamModel:
         self._multimask.embedding_names(embeddings)
         self.prompt_types = {"general": ("box", "point"), "boxes": ("box",), "points": ("point",)}[self._decoder.kind]
         self._batch = batch
+        guessed: dict[str, Any] = {"size": _guess_size(self._image, self._decoder.mask_side)}
+        # A graph that takes whole bytes, or pixels with their channels last, normalises and pads itself.
+        if self._channels_last or self._image.dtype == np.uint8:
+            guessed["type"] = RAW
+        facts = guessed | dict(folder.preprocess)
+        self.size, self._mean, self._std = _preprocessing(facts, folder)
+        self._raw = facts.get("type") == RAW
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What `preprocess` of `model.yaml` says of this model."""
+        if self._raw:
+            return {"type": RAW, "size": self.size}
+        return {"type": "SAMProcessor", "size": self.size, "mean": list(self._mean), "std": list(self._std)}
 
     @property
     def gives_three(self) -> bool:
@@ -120,10 +134,11 @@ class SamModel:
     def embed(self, pixels: np.ndarray) -> Embedding:
         """Run the encoder on an image, HxWx3 uint8 BGR."""
         image = resize_long_side(pixels, self.size)
-        if self._raw:
-            # The graph normalises and pads itself.
+        if self._channels_last:
             fed = np.ascontiguousarray(image[..., ::-1]).astype(self._image.dtype)
             fed = fed if len(self._image.shape) == 3 else fed[None]
+        elif self._raw:
+            fed = normalise_and_pad(image, self.size, (0, 0, 0), (1, 1, 1)).astype(self._image.dtype)
         else:
             fed = normalise_and_pad(image, self.size, self._mean, self._std)
         found = self._encoder.run({self._image.name: fed})
@@ -223,7 +238,17 @@ class SamModel:
 
 
 RAW = "RawRGB"
-"""`preprocess.type` of an encoder that takes HxWx3 R, G, B of 0 to 255 and normalises and pads itself."""
+"""`preprocess.type` of an encoder that takes R, G, B of 0 to 255 and normalises itself."""
+
+
+def _channels_last(image: TensorInfo) -> bool:
+    return len(image.shape) == 3 or (len(image.shape) == 4 and image.shape[3] == 3 and image.shape[1] != 3)
+
+
+def _guess_size(image: TensorInfo, mask_side: int | None) -> int:
+    """Return the long side of the image that a graph takes: its own, or four times that of the mask prompt."""
+    sides = [side for side in image.shape if isinstance(side, int) and side not in (1, 3)]
+    return max(sides) if sides else 4 * mask_side if mask_side else 1024
 
 
 class _Decoder:
@@ -232,6 +257,7 @@ class _Decoder:
     Attributes:
         kind: a key of `_KINDS`.
         count: number of prompts that the graph is fixed at, or None.
+        mask_side: side of the logits that it takes as a prompt, or None.
         masks: masks that it gives for each prompt; None where the graph does not say.
         one_mask: whether one mask prompt goes to all prompts of a run.
         no_mask_prompt: whether a mask has no effect on it.
@@ -253,12 +279,14 @@ class _Decoder:
         first = self._inputs[_KINDS[self.kind][0]].shape
         count = first[0] if first else None
         self.count = count if isinstance(count, int) else None
-        shape = outputs[masks].shape
-        self.masks = shape[1] if len(shape) == 4 and isinstance(shape[1], int) else None
+        # Exporters leave the masks' axes open where they name those of the predicted IoU.
+        counts = [outputs[name].shape[1:2] for name in (masks, self._iou) if name is not None]
+        self.masks = next((shape[0] for shape in counts if shape and isinstance(shape[0], int)), None)
         self.no_mask_prompt = bool(folder.facts.get("x-no-mask-prompt"))
         # A graph that names the axis of masks otherwise than that of prompts takes one mask for all of them.
         self.one_mask = self.kind == "general" and self._inputs["mask_input"].shape[0] != count
-        self._mask_count = self._inputs["mask_input"].shape[0] if self.kind == "general" else None
+        side = self._inputs["mask_input"].shape[-1] if self.kind == "general" else None
+        self.mask_side = side if isinstance(side, int) else None
 
     def embedding_names(self, outputs: Sequence[TensorInfo]) -> dict[str, str]:
         """Return the encoder's outputs and the inputs of this decoder that they go to."""
@@ -275,8 +303,7 @@ class _Decoder:
         Raises:
             PromptError: logits of another size than the decoder's.
         """
-        side = self._inputs["mask_input"].shape[-1]
-        side = side if isinstance(side, int) else size // 4
+        side = self.mask_side or size // 4
         rank = len(self._inputs["has_mask_input"].shape)
         count = 1 if self.one_mask else len(prompts)
         masks = np.zeros((count, 1, side, side), dtype=np.float32)
@@ -322,9 +349,8 @@ def _chunks(items: list[int], size: int) -> list[list[int]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _preprocessing(folder: ModelFolder) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+def _preprocessing(facts: Mapping[str, Any], folder: ModelFolder) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Return size, mean and standard deviation, checked."""
-    facts = folder.preprocess
     size, mean, std = facts.get("size", 1024), facts.get("mean", MEAN), facts.get("std", STD)
     where = f"{folder.path / 'model.yaml'}: preprocess"
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
