@@ -37,6 +37,7 @@ class Pipeline(ABC):
         threads: threads of one operator; None leaves it to ONNX Runtime.
         optimization: graph optimisation level.
         max_pixels: images with more pixels are refused; None is the default of `read_images`, 0 no limit.
+        profile: a folder for ONNX Runtime's profiles, one for each session, written when it goes.
     """
 
     name: ClassVar[str]
@@ -53,13 +54,14 @@ class Pipeline(ABC):
         threads: int | None = None,
         optimization: str = "all",
         max_pixels: int | None = None,
+        profile: str | None = None,
     ) -> None:
         self._settings = check_keys(config or {}, self.keys, where)
         if isinstance(device, Device):
             self.device = device
         else:
             self.device = resolve_device(device, providers=providers, provider_options=provider_options)
-        self._session_options: dict[str, Any] = {"threads": threads, "optimization": optimization}
+        self._session_options: dict[str, Any] = {"threads": threads, "optimization": optimization, "profile": profile}
         self._models: dict[tuple[Path, str], Any] = {}
         self._loading = threading.Lock()
         max_pixels = self._settings.get("max_pixels") if max_pixels is None else max_pixels
