@@ -125,6 +125,13 @@ def resolve_device(
     return Device(kind, int(main_id), tuple(chosen), named)
 
 
+def known_providers() -> dict[str, tuple[str, str]]:
+    """Each provider that has a device string, with that string and what `pip install` takes to bring it."""
+    return {CPU: ("cpu", _DEVICES["cpu"].requirement)} | {
+        name: (kind, row.requirement) for name, (kind, row) in _BY_PROVIDER.items()
+    }
+
+
 def unavailable(provider: str, reason: str, *, missing: str = "", reinstall: bool = False) -> DeviceUnavailable:
     """Build the error for a provider that was asked for and cannot be used.
 

@@ -80,6 +80,7 @@ class Session:
         optimization: str = "all",
         providers: ProviderRequests | None = None,
         provider_options: Mapping[str, object] | None = None,
+        profile: str | Path | None = None,
     ) -> None:
         """Load the model.
 
@@ -91,6 +92,8 @@ class Session:
             optimization: graph optimisation: `off`, `basic`, `extended` or `all`.
             providers: as in `ovseg.device.resolve_device`.
             provider_options: as in `ovseg.device.resolve_device`.
+            profile: a folder for ONNX Runtime's profile, a JSON file that is written when the session goes; None
+                for none.
 
         Raises:
             ModelError: the file is missing, or is not a model that ONNX Runtime can run.
@@ -112,6 +115,10 @@ class Session:
             )
         ort = import_onnxruntime()
         options = _session_options(ort, threads, optimization)
+        if profile is not None:
+            options.enable_profiling = True
+            name = "model" if isinstance(model, bytes) else Path(model).stem
+            options.profile_file_prefix = str(Path(profile) / f"{name}.profile")
         self._session, self.device = self._open(ort, model, options, device)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.inputs = tuple(self._info(node) for node in self._session.get_inputs())

@@ -1,0 +1,89 @@
+"""What `ovs doctor` says, against the ONNX Runtime that is installed here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ovseg import doctor
+from ovseg.cli import main
+from ovseg.errors import ConfigError
+from ovseg.runtime import import_onnxruntime
+from ovseg.session import Session
+from ovseg.zoo import find_model
+
+
+def test_the_cpu_is_tried_for_real() -> None:
+    check = doctor.device_check("cpu")
+    assert check.state == "ok" and "works" in check.text
+
+
+def test_the_tiny_model_computes_what_its_comment_says() -> None:
+    x = np.array([[0.5, -1, 2], [3, 1, 0]], np.float32)
+    weight = np.array([[1, -1], [2, 0.5], [-3, 4]], np.float32)
+    got = Session(doctor.PROBE, "cpu").run({"x": x})["y"]
+    np.testing.assert_allclose(got, np.maximum(x @ weight, 0), rtol=1e-6)
+
+
+def test_a_device_that_is_not_there_fails_with_its_cure() -> None:
+    compiled = import_onnxruntime().get_available_providers()
+    kind = next(kind for name, (kind, _) in doctor.known_providers().items() if name not in compiled)
+    check = doctor.device_check(kind)
+    assert check.state == "failure" and "not in this ONNX Runtime" in check.text and "pip install" in check.cure
+
+
+def test_a_process_that_dies_is_a_line_of_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    killer = tmp_path / "python"
+    killer.write_text("#!/bin/sh\necho the driver said no >&2\nkill -SEGV $$\n")
+    killer.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(killer))
+    check = doctor.device_check("cpu")
+    assert check.state == "failure" and "status -11" in check.text and "the driver said no" in check.text
+
+
+def test_an_unknown_device_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError):
+        doctor.device_check("abacus")
+    assert main(["doctor", "--device", "abacus"]) == 2
+    assert "abacus" in capsys.readouterr().err
+
+
+def test_a_damaged_model_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OVSEG_HOME", str(tmp_path))
+    assert all(check.state == "ok" for check in doctor.examine() if check.topic == "models")
+    folder = tmp_path / "models" / "SAM-H_box"
+    shutil.copytree(find_model("SAM-tiny").path, folder)
+    path = folder / "decoder.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    found = {check.name: check for check in doctor.examine() if check.topic == "models"}
+    assert found["SAM-H_box"].state == "failure" and "decoder.onnx" in found["SAM-H_box"].text
+    assert found["SAM-tiny"].state == "ok"
+
+
+def test_nodes_are_counted_by_provider() -> None:
+    checks = {check.name: check for check in doctor.model_check("SAM-tiny", None, "cpu")}
+    assert {"encoder", "decoder", "SAM-tiny"} <= set(checks)
+    count, rest = checks["encoder"].text.split(" ", 1)
+    assert int(count) > 50 and rest == "nodes on CPUExecutionProvider"
+
+
+def test_a_node_of_two_runs_counts_once(tmp_path: Path) -> None:
+    session = Session(doctor.PROBE, "cpu", profile=tmp_path)
+    for _ in range(2):
+        session.run({"x": np.ones((2, 3), np.float32)})
+    del session
+    counts = doctor.node_counts(tmp_path)
+    assert counts == {"model": Counter({"CPUExecutionProvider": counts["model"].total()})}
+    assert 1 <= counts["model"].total() <= 2
+
+
+def test_the_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {fact["topic"] for fact in facts} == {"versions", "devices", "cache", "models"}
+    assert any(fact["name"] == "cpu" and fact["state"] == "ok" for fact in facts)
