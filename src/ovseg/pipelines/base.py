@@ -182,3 +182,9 @@ class _Errors:
 
 def _log(error: OvsError) -> None:
     logger.warning("%s", error)
+
+
+def origin(image: Image) -> dict[str, Any]:
+    """Return the keys of a result that say where its image comes from; `frame_index` only of a video's frame."""
+    found: dict[str, Any] = {"input_path": image.path, "page_index": image.page_index}
+    return found if image.frame_index is None else found | {"frame_index": image.frame_index}

@@ -17,6 +17,7 @@ from ..device import Device
 from ..errors import ConfigError, ImageError, ModelError, PromptError
 from ..images import Image, read_images
 from ..results.open_vocabulary_segmentation import Decoding, OpenVocabularySegmentationResult, check_mask_format
+from ..stages.embedding import crop
 from ..stages.masks import upsample_masks
 from ..stages.prompts import (
     Prompt,
@@ -24,17 +25,21 @@ from ..stages.prompts import (
     check_inside,
     combine_prompts,
     gather_prompts,
+    parse_boxes,
     parse_points,
     parse_prompts,
 )
 from ..zoo import ModelFolder
-from .base import OnError, Pipeline
+from .base import OnError, Pipeline, origin
 from .config import find_folder, overridden, whole_number
-from .everything import everything_settings, find_everything, region_info, region_masks
+from .embedder import Embedder
+from .everything import Region, everything_settings, find_everything, region_info, region_masks
+from .like import BACKGROUNDS, rank_like
 from .onnx_pair import open_pair
 from .sam import Embedding, SamModel
 
 MODEL = "SAM-tiny"
+EMBEDDING_MODEL = "ShiTu-tiny-rec"
 _SUB_MODULES = {"box": "BoxPromptSegmentation", "point": "PointPromptSegmentation"}
 
 
@@ -49,6 +54,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         model_dir: model folder for both kinds of prompt; wins over `model`.
         encoder: path of the ONNX image encoder of any SAM; with `decoder`, wins over `model_dir`.
         decoder: path of its ONNX decoder, as the original SAM's exporter writes it.
+        embedding_model: name of the model that compares regions with an example; see `predict_like`.
+        embedding_model_dir: model folder of the family shitu_rec or clip_vit; wins over `embedding_model`.
         embedding_cache: embeddings of this many images are kept; 0 keeps none.
         prompt_batch: prompts that go through the decoder at once.
         mask_format: "list" or "rle": how results write masks to JSON.
@@ -73,6 +80,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         model_dir: str | os.PathLike[str] | None = None,
         encoder: str | os.PathLike[str] | None = None,
         decoder: str | os.PathLike[str] | None = None,
+        embedding_model: str | None = None,
+        embedding_model_dir: str | os.PathLike[str] | None = None,
         embedding_cache: int | None = None,
         prompt_batch: int | None = None,
         mask_format: str | None = None,
@@ -85,6 +94,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         self.mask_format = check_mask_format(settings.get("mask_format", "list"))
         self._batch = whole_number(settings.get("prompt_batch", 16), "prompt_batch", 1)
         self._embeddings = _Lru(whole_number(settings.get("embedding_cache", 4), "embedding_cache", 0))
+        self._embedding_model, self._embedding_model_dir = embedding_model, embedding_model_dir
         if (encoder is None) != (decoder is None):
             missing = "decoder" if decoder is None else "encoder"
             raise ConfigError(f"The {missing} is missing.", "Give encoder and decoder together, each an ONNX file.")
@@ -175,10 +185,97 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         segment = self._everything(device, mask_format, settings)
         return self._results(input, segment, on_error)  # type: ignore[return-value]
 
-    def _everything(
-        self, device: str | None, mask_format: str | None, settings: Mapping[str, Any]
+    def predict_like(
+        self,
+        input: Any,
+        example: Any,
+        device: str | None = None,
+        *,
+        top: int | None = None,
+        background: str = "keep",
+        mask_format: str | None = None,
+        on_error: OnError | None = None,
+        **settings: Any,
+    ) -> Iterator[OpenVocabularySegmentationResult]:
+        """Segment what looks like an example: the masks of everything mode, the most similar first.
+
+        `mask_infos` have the cosine `similarity` of the embeddings of the pipeline's `embedding_model`.
+
+        Args:
+            input: as `predict` takes it.
+            example: path, URL or BGR uint8 array HxWx3 of one image; or a box [x1, y1, x2, y2] in pixels,
+                which is cut out of each image.
+            device: device of this call; None is the pipeline's.
+            top: so many masks at most; None for all.
+            background: what a region shows around its mask when it is compared: "keep" or "grey".
+            mask_format: "rle" (also None) or "list".
+            on_error: as in `predict`.
+            **settings: those of `Everything`.
+
+        Raises:
+            ConfigError: a setting that is not known or has no such value.
+            ImageError: the example cannot be read.
+            PromptError: a box that is none.
+            ModelError: there is no embedding model.
+        """
+        segment = self._like(example, device, top, background, mask_format, settings)
+        return self._results(input, segment, on_error)  # type: ignore[return-value]
+
+    def _like(
+        self,
+        example: Any,
+        device: str | None,
+        top: int | None,
+        background: str,
+        mask_format: str | None,
+        settings: Mapping[str, Any],
     ) -> Callable[[Image], OpenVocabularySegmentationResult]:
-        """Check the settings and return what segments everything in an image."""
+        """Check the arguments of `predict_like` and return what does it for an image."""
+        like = self._example(example)
+        if top is not None:
+            whole_number(top, "top", 1)
+        if background not in BACKGROUNDS:
+            raise ConfigError(f"The background {background!r} is not known.", f"Use {' or '.join(BACKGROUNDS)}.")
+        embedder = self._embedder(self._device(device))
+
+        def rank(image: Image, regions: list[Region]) -> list[tuple[Region, float]]:
+            if isinstance(like, Prompts):
+                check_inside(like, image.height, image.width, image.path)
+                pixels = crop(image.pixels, like.given[0])
+            else:
+                pixels = like.pixels
+            return rank_like(embedder, image.pixels, regions, pixels, background=background)[:top]
+
+        return self._everything(device, mask_format, settings, rank)
+
+    def _example(self, example: Any) -> Image | Prompts:
+        """Read the example, or check the box that is cut out of each image."""
+        if isinstance(example, list | tuple) or (isinstance(example, np.ndarray) and example.shape == (4,)):
+            return parse_boxes([example])
+        return self._read_one(example)
+
+    def _embedder(self, device: Device) -> Embedder:
+        folder = find_folder(
+            {},
+            self._embedding_model,
+            self._embedding_model_dir,
+            default=EMBEDDING_MODEL,
+            families=("shitu_rec", "clip_vit"),
+        )
+        return self._loaded(
+            folder,
+            device,
+            lambda: Embedder(folder, device, batch_size=self._batch, session_options=self._session_options),
+        )
+
+    def _everything(
+        self,
+        device: str | None,
+        mask_format: str | None,
+        settings: Mapping[str, Any],
+        rank: Callable[[Image, list[Region]], list[tuple[Region, float]]] | None = None,
+    ) -> Callable[[Image], OpenVocabularySegmentationResult]:
+        """Check the settings and return what segments everything in an image, and sorts it by `rank`."""
         wanted = everything_settings(settings)
         model = self._model("point", self._device(device))
         model.check_prompts(parse_points([[0, 0]]))
@@ -188,12 +285,17 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             regions = find_everything(
                 model, image.pixels, wanted, batch=self._batch, embed=lambda pixels: self._embed(model, pixels)
             )
+            infos = [region_info(region) for region in regions]
+            if rank is not None:
+                ranked = rank(image, regions)
+                regions = [region for region, _ in ranked]
+                infos = [{**region_info(region), "similarity": similarity} for region, similarity in ranked]
             return OpenVocabularySegmentationResult(
                 {
-                    **_origin(image),
+                    **origin(image),
                     "prompts": {"everything": asdict(wanted)},
                     "masks": region_masks(regions),
-                    "mask_infos": [region_info(region) for region in regions],
+                    "mask_infos": infos,
                 },
                 image.pixels,
                 chosen,
@@ -247,6 +349,20 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             "min_area": min_area,
         }
         return self._everything(device, mask_format, settings)(self._read_one(image))
+
+    def find_like(
+        self,
+        image: Any,
+        example: Any,
+        top: int | None = None,
+        *,
+        device: str | None = None,
+        background: str = "keep",
+        mask_format: str | None = None,
+        **settings: Any,
+    ) -> OpenVocabularySegmentationResult:
+        """Segment what looks like an example in one image; arguments and errors as of `predict_like`."""
+        return self._like(example, device, top, background, mask_format, settings)(self._read_one(image))
 
     def open(self, image: Any, device: str | None = None) -> OpenImage:
         """Open one image to prompt it again and again; it is encoded once.
@@ -375,7 +491,7 @@ class OpenImage:
             for info, item in zip(infos, prompts.items, strict=True):
                 info["point_labels"] = item.labels
         result = OpenVocabularySegmentationResult(
-            {**_origin(image), "prompts": {label: prompts.given}, "masks": list(masks), "mask_infos": infos},
+            {**origin(image), "prompts": {label: prompts.given}, "masks": list(masks), "mask_infos": infos},
             image.pixels,
             mask_format,
             Decoding(
@@ -469,7 +585,3 @@ def _find_folders(
     if len(missing) == len(folders):
         raise missing[0]
     return folders
-
-
-def _origin(image: Image) -> dict[str, Any]:
-    return {"input_path": image.path, "page_index": image.page_index}

@@ -182,7 +182,10 @@ class Result(dict[str, Any], ABC):
         if "://" in input_path:
             input_path = unquote(urlsplit(input_path).path)
         name = Path(input_path)
-        page = self.get("page_index")
+        page, frame = self.get("page_index"), self.get("frame_index")
+        if frame is not None:
+            # Zeros in front, so that names sort as the frames do.
+            return f"{name.stem}_{frame:06d}.png"
         return name.name if page is None else f"{name.stem}_{page}{name.suffix}"
 
     def _file(self, save_path: str | os.PathLike[str], is_file: Any, suffix: str) -> Path:

@@ -115,15 +115,15 @@ def parse_prompts(prompt: Any, prompt_type: str | None) -> Prompts:
 
     Args:
         prompt: list of boxes [x1, y1, x2, y2] or of points [x, y], or an array Nx4 or Nx2; or a list of
-            `Prompt` (or one of them), with which `prompt_type` is left out.
+            `Prompt` (or one of them, or dicts of its parts), with which `prompt_type` is left out.
         prompt_type: "box" or "point"; None is "box".
 
     Raises:
         PromptError: if they have not that form.
     """
-    if isinstance(prompt, Prompt):
+    if isinstance(prompt, Prompt | dict):
         prompt = [prompt]
-    if _is_list(prompt) and any(isinstance(item, Prompt) for item in prompt):
+    if _is_list(prompt) and any(isinstance(item, Prompt | dict) for item in prompt):
         if prompt_type is not None:
             raise PromptError(
                 f"The prompt type {_short.repr(prompt_type)} was given with prompts that say themselves what they are.",
@@ -144,13 +144,14 @@ def parse_prompts(prompt: Any, prompt_type: str | None) -> Prompts:
 
 
 def gather_prompts(items: Sequence[Any]) -> Prompts:
-    """Check a list of `Prompt`.
+    """Check a list of `Prompt`, or of dicts of its parts.
 
     Raises:
         PromptError: if it is empty or holds something else.
     """
     if len(items) == 0:
         raise PromptError("The prompt is an empty list.", "Give at least one Prompt.")
+    items = [_from_dict(item) if isinstance(item, dict) else item for item in items]
     for i, item in enumerate(items):
         if not isinstance(item, Prompt):
             raise PromptError(
@@ -319,6 +320,14 @@ def _checked(points: Any = (), labels: Any = (), box: Any = None) -> Prompt:
     for name, value in (("points", list(points)), ("labels", list(labels)), ("box", box), ("mask", None)):
         object.__setattr__(prompt, name, value)
     return prompt
+
+
+def _from_dict(parts: dict[str, Any]) -> Prompt:
+    known = ("points", "labels", "box", "mask")
+    for name in parts:
+        if name not in known:
+            raise PromptError(f"A prompt has no {_short.repr(name)}.", f"It has {', '.join(known)}.")
+    return Prompt(**parts)
 
 
 def _check_mask(mask: Any) -> np.ndarray:

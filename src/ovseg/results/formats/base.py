@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...errors import ConfigError
 from ...stages.masks import mask_boxes
 from ..base import Result
 
@@ -45,7 +46,13 @@ class Annotation:
 
 
 def objects_of(result: Result) -> Iterator[Annotation]:
-    """Yield the objects of a result, each with its mask; empty masks are left out."""
+    """Yield the objects of a result, each with its mask; empty masks are left out.
+
+    Raises:
+        ConfigError: the result has no masks.
+    """
+    if "masks" not in result:
+        raise ConfigError(f"The result of {result.input_name} has no masks.", "Use a pipeline of segmentation.")
     boxes = result.get("boxes")
     scores = [box["score"] for box in boxes] if boxes is not None else getattr(result, "predicted_iou", None)
     for i, mask in enumerate(result["masks"]):

@@ -30,7 +30,7 @@ class Labelme(Writer):
         stem = self.stem(result)
         shapes = [shape for i, item in enumerate(objects_of(result)) for shape in _shapes(item, i)]
         path = str(result.get("input_path") or "")
-        is_file = bool(path) and result.get("page_index") is None and Path(path).is_file()
+        is_file = bool(path) and result.get("page_index") is result.get("frame_index") is None and Path(path).is_file()
         data: dict[str, Any] = {
             "version": "5.5.0",
             "flags": {},
