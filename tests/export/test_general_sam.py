@@ -6,9 +6,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
+
+pytest.importorskip("paddle", reason="needs Paddle (the export extra)")
+
 import onnx
 import paddle
-import pytest
 import yaml
 from ovseg_export.builders import sam
 from ovseg_export.general_sam import general_decoder
