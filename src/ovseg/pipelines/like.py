@@ -18,7 +18,7 @@ _GREY = 128
 BACKGROUNDS = ("keep", "grey")
 
 SETTINGS = {"points_per_side": 16, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.4, "box_nms_thresh": 0.8}
-"""Everything mode's settings here, if not given: what is not like the example goes by itself, so few masks are dropped."""
+"""Everything mode's settings here, if not given: few masks are dropped, as what is not like the example goes last."""
 
 
 def rank_like(
