@@ -37,9 +37,14 @@ FAMILIES = {
     "ppyoloe_seg": "PP-YOLOE_seg-S",
     "solov2": "SOLOv2",
 }
-# SOLOv2 has its official size and some hundred candidates, as a trained model: its scores come from counting the pixels
-# of masks, so that one that rounding moves over the threshold of a small mask moves the scores around it.
-OPTIONS: dict[str, dict[str, Any]] = {"solov2": {"image_size": (800, 1344), "class_logit": -9.5}}
+# Random kernels make ragged masks, and rounding decides more of their pixels than of a trained model's. SOLOv2 has its
+# official size and some hundred candidates, as a trained model: its scores come from counting the pixels of masks, so
+# that one that rounding moves over the threshold of a small mask moves the scores around it.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mask_rcnn": {"smooth": 0.85},
+    "cascade_mask_rcnn": {"smooth": 0.85},
+    "solov2": {"image_size": (800, 1344), "class_logit": -9.5},
+}
 THRESHOLDS = (0.05, 0.5)
 COORDINATE, SCORE, IOU = 0.05, 1e-4, 0.999
 # One pixel of a mask of less than 1,000 is more than the limit of IoU, and rounding moves one now and then.
