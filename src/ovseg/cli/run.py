@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import ConfigError, OvsError, PromptError, SaveError
-from .options import DEVICE, MODEL, MODEL_DIR
+from ..errors import ConfigError, PromptError, SaveError
+from .options import AS_JSON, BATCH_SIZE, DEVICE, MODEL, MODEL_DIR, THRESHOLD, literal
+from .reporting import Failures, progress
 
 if TYPE_CHECKING:
     from ..pipelines.base import Pipeline
@@ -24,13 +24,8 @@ INPUT = typer.Option(..., "--input", "-i", help="Image, PDF, folder, URL, or - f
 PROMPT_TYPE = typer.Option(None, "--prompt-type", help="box (the default) or point.")
 PROMPT = typer.Option(None, "--prompt", help='Such as "[[112.9, 118.4, 513.8, 382.1]]".')
 SAVE_PATH = typer.Option(None, "--save-path", "-o", help="Folder for pictures and JSON.")
-THRESHOLD = typer.Option(
-    None, "--threshold", help="Least score, such as 0.5, or one for each class: '{\"person\": 0.5}'."
-)
-BATCH_SIZE = typer.Option(None, "--batch-size", help="Images that go through the model at once.")
 MASK_FORMAT = typer.Option(None, "--mask-format", help="Masks in JSON: rle (the default) or list.")
 QUIET = typer.Option(False, "--quiet", "-q", help="Do not print the results.")
-AS_JSON = typer.Option(False, "--json", help="Print each result as one line of JSON, and nothing else.")
 
 # Of options that are not given, where the pipeline has them: nested lists of masks are megabytes.
 DEFAULTS = {"mask_format": "rle"}
@@ -78,38 +73,28 @@ def run(
     if named is None:
         raise ConfigError("No pipeline was named.", "Name it first: ovs run open_vocabulary_segmentation --input ...")
     given = {
-        "prompt": _literal("--prompt", prompt, PromptError, f"{BOX_FORM} {POINT_FORM}"),
+        "prompt": literal("--prompt", prompt, PromptError, f"{BOX_FORM} {POINT_FORM}"),
         "prompt_type": prompt_type,
-        "threshold": _literal("--threshold", threshold, ConfigError, THRESHOLD_FORM),
+        "threshold": literal("--threshold", threshold, ConfigError, THRESHOLD_FORM),
         "batch_size": batch_size,
         "mask_format": mask_format,
     }
-    failures = _Failures()
+    failures = Failures()
     made = create_pipeline(named, device=device, model=model, model_dir=model_dir)
     results = made.predict(input, **_options(made, given), on_error=failures.add)
     prints = as_json or not quiet
     # Results that are printed to the same terminal are progress enough.
-    with _progress(count_images(input), shown=not (prints and sys.stdout.isatty())) as advance:
+    with progress(count_images(input), shown=not (prints and sys.stdout.isatty())) as advance:
         for result in _saved(results, save_path, failures):
             if as_json:
                 print(json.dumps(result.json["res"], ensure_ascii=False), flush=True)
             elif prints:
                 result.print()
-            advance()
+            advance(1)
     return failures.exit_code
 
 
-class _Failures:
-    """Tells the user of each input that failed, and keeps the exit status: 1 outweighs 2."""
-
-    exit_code = 0
-
-    def add(self, error: OvsError) -> None:
-        print(f"ovs: {error.cause}\n     {error.cure}".rstrip(), file=sys.stderr)
-        self.exit_code = min(self.exit_code or error.exit_code, error.exit_code)
-
-
-def _saved(results: Iterable[Result], save_path: str | None, failures: _Failures) -> Iterator[Result]:
+def _saved(results: Iterable[Result], save_path: str | None, failures: Failures) -> Iterator[Result]:
     """Save each result and pass it on, saved or not: one that cannot be saved does not stop the others."""
     for result in results:
         if save_path is not None:
@@ -118,21 +103,6 @@ def _saved(results: Iterable[Result], save_path: str | None, failures: _Failures
             except SaveError as error:
                 failures.add(error)
         yield result
-
-
-@contextmanager
-def _progress(total: int | None, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error, if it is a terminal and there may be more than one item."""
-    if total == 1 or not shown or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
 
 
 def _options(made: Pipeline, given: dict[str, Any]) -> dict[str, Any]:
@@ -149,23 +119,3 @@ def _options(made: Pipeline, given: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise ConfigError(f"--{name.replace('_', '-')} is not an option of {made.name}.", "Leave it out.")
     return {name: value for name, value in DEFAULTS.items() if name in known} | options
-
-
-def _literal(option: str, text: str | None, error_class: type[OvsError], form: str) -> Any:
-    """Parse the value of an option.
-
-    Raises:
-        OvsError: of the class given, if it is neither JSON nor a Python literal.
-    """
-    import ast
-
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except ValueError:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
-            shown = text if len(text) <= 80 else text[:77] + "..."
-            raise error_class(f"{option} {shown!r} cannot be read.", form) from error
