@@ -20,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ovseg.index import Gallery, load_index
+from ovseg.index import Gallery, engine, load_index
 
+# A graph is made long before it is worth it, so that its file is among what a kill may catch.
+engine.GRAPH_LEAST = 20
 DIM = 64
 SEED = 7
 
