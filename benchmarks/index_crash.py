@@ -22,8 +22,6 @@ import numpy as np
 
 from ovseg.index import Gallery, engine, load_index
 
-# A graph is made long before it is worth it, so that its file is among what a kill may catch.
-engine.GRAPH_LEAST = 20
 DIM = 64
 SEED = 7
 
@@ -53,6 +51,8 @@ def state(version: int) -> list[int]:
 
 def work(folder: Path) -> None:
     """Change and save until killed; print each version once it is committed."""
+    # A graph is made long before it is worth it, so that its file is among what a kill may catch.
+    engine.GRAPH_LEAST = 20
     with load_index(folder, write=True) as gallery:
         print("open", os.getpid(), flush=True)
         while True:
