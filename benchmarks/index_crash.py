@@ -97,6 +97,7 @@ def run(folder: Path, kills: int, index_type: str = "HNSW32", seed: int = 0) -> 
     Gallery(DIM, metric="L2", index_type=index_type).save(folder)
     version = 1
     versions = []
+    pace = 0.02  # seconds of a commit
     server = subprocess.Popen(
         [sys.executable, __file__, "--serve", str(folder)],
         stdin=subprocess.PIPE,
@@ -110,10 +111,14 @@ def run(folder: Path, kills: int, index_type: str = "HNSW32", seed: int = 0) -> 
         server.stdin.flush()
         word, child = server.stdout.readline().split()
         assert word == "open"
-        time.sleep(dice.uniform(0, 0.2))
+        # A random moment, by the pace of this machine: of the first commit, or of one of the next three.
+        started = time.perf_counter()
+        said = [server.stdout.readline().strip() for _ in range(dice.randrange(4))]
+        pace = (time.perf_counter() - started) / len(said) if said else pace
+        time.sleep(dice.uniform(0, 1.5 * pace))
         os.kill(int(child), signal.SIGKILL)
         # A line is written whole or not at all.
-        said = list(iter(lambda: server.stdout.readline().strip(), "dead"))
+        said += iter(lambda: server.stdout.readline().strip(), "dead")
         version = check(folder, int(said[-1]) if said else version)
         versions.append(version)
     server.communicate()

@@ -395,7 +395,8 @@ def _said(where: Address, call: Callable[[], _T]) -> _T:
     except (MilvusException, OSError) as error:
         reason = " ".join(str(getattr(error, "message", "") or error).split()).rstrip(".")
         raise GalleryError(
-            f"Milvus at {where.uri} says: {reason}.", "Check the address and the settings; a file is open in one process at a time."
+            f"Milvus at {where.uri} says: {reason}.",
+            "Check the address and the settings; one process may have a file open.",
         ) from error
 
 
