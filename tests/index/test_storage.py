@@ -17,8 +17,7 @@ from ovseg import Gallery, GalleryError, SaveError, load_index
 from ovseg.index.gallery import salvage_index
 
 ROOT = Path(__file__).parents[2]
-KINDS = ["Flat", *(["HNSW32"] if importlib.util.find_spec("hnswlib") else [])]
-KINDS += ["IVF"] if importlib.util.find_spec("faiss") else []
+KINDS = ["Flat", *(["HNSW32", "IVF"] if importlib.util.find_spec("faiss") else [])]
 
 
 def make(folder: Path, count: int = 3000, index_type: str = "Flat") -> Gallery:
@@ -55,7 +54,7 @@ def test_a_gallery_comes_back_as_saved(tmp_path, index_type: str) -> None:
 
 
 def test_the_search_structure_is_read_and_not_built_again(tmp_path, monkeypatch) -> None:
-    pytest.importorskip("hnswlib")
+    pytest.importorskip("faiss")
     make(tmp_path / "g", index_type="HNSW32")
     gallery = load_index(tmp_path / "g")
     monkeypatch.setattr("ovseg.index.hnsw.HnswEngine.add", None)
@@ -64,7 +63,7 @@ def test_the_search_structure_is_read_and_not_built_again(tmp_path, monkeypatch)
 
 
 def test_a_damaged_search_structure_is_built_again(tmp_path) -> None:
-    pytest.importorskip("hnswlib")
+    pytest.importorskip("faiss")
     gallery = make(tmp_path / "g", index_type="HNSW32")
     graph = next((tmp_path / "g").glob("graph-*"))
     flip(graph, 5000)
@@ -124,8 +123,9 @@ import numpy as np
 from ovseg import load_index
 print("ready", flush=True)
 versions = set()
-end = time.monotonic() + 1
-while time.monotonic() < end:
+# As many versions as it takes, however little of a core the writer gets meanwhile.
+end = time.monotonic() + 60
+while len(versions) < 5 and time.monotonic() < end:
     gallery = load_index(sys.argv[1], verify=True)
     ids = gallery.ids
     # Each version holds 50 items in a row, with embeddings that tell their ids.
@@ -151,7 +151,7 @@ def test_readers_in_other_processes_see_whole_versions(tmp_path) -> None:
         gallery.remove(old)
         gallery.save()  # appends, and compacts every few times
     assert reader.returncode == 0
-    assert int(reader.stdout.read()) >= 2
+    assert int(reader.stdout.read()) == 5
 
 
 WRITER = """
