@@ -27,7 +27,7 @@ from ovseg.index import Gallery, load_index
 OPEN = """
 import sys, time
 import psutil
-import hnswlib
+import faiss
 from ovseg import load_index
 from ovseg.index import Gallery
 Gallery(8)

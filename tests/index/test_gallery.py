@@ -52,7 +52,7 @@ def test_labels_filter_the_search() -> None:
     assert [m.labels for m in found] == [["north", "west"], ["north", "west"]]
     assert small().search(query, 3, labels="west")[0].ids == [3]
     assert len(small().search(query, 3, labels="south")[0]) == 0
-    pytest.importorskip("hnswlib")
+    pytest.importorskip("faiss")
     gallery = Gallery(8, index_type="HNSW32")
     data = np.random.default_rng(0).standard_normal((500, 8))
     gallery.add(data, [str(i % 50) for i in range(500)])
@@ -189,7 +189,7 @@ def test_duplicates_are_all_near_pairs(vectors, metric: str) -> None:
 
 
 def test_auto_changes_from_exact_to_hnsw_and_back(vectors, monkeypatch) -> None:
-    pytest.importorskip("hnswlib")
+    pytest.importorskip("faiss")
     monkeypatch.setattr("ovseg.index.engine.AUTO_FLAT_LIMIT", 300)
     monkeypatch.setattr("ovseg.index.gallery.AUTO_FLAT_LIMIT", 300)
     data = vectors(400)

@@ -41,8 +41,6 @@ def save(folder: Path, index: Any, info: dict[str, Any], name: str = "id_map.yam
 def test_an_imported_index_answers_as_paddlex_does(vectors, tmp_path, kind: str, metric: str) -> None:
     data = vectors(160)
     index = paddlex_index(tmp_path / "px", data, kind, metric)
-    if kind == "HNSW32":
-        pytest.importorskip("hnswlib")
     gallery = import_paddlex(tmp_path / "px")
     assert (gallery.metric, gallery.index_type, gallery.dim) == (metric, kind, 32)
     assert gallery.ids.tolist() == list(range(160)) and np.array_equal(gallery.embeddings(), data)

@@ -17,8 +17,7 @@ from ovseg import Gallery, GalleryError, SaveError, load_index
 from ovseg.index.gallery import salvage_index
 
 ROOT = Path(__file__).parents[2]
-KINDS = ["Flat", *(["HNSW32"] if importlib.util.find_spec("hnswlib") else [])]
-KINDS += ["IVF"] if importlib.util.find_spec("faiss") else []
+KINDS = ["Flat", *(["HNSW32", "IVF"] if importlib.util.find_spec("faiss") else [])]
 
 
 def make(folder: Path, count: int = 3000, index_type: str = "Flat") -> Gallery:
@@ -55,7 +54,7 @@ def test_a_gallery_comes_back_as_saved(tmp_path, index_type: str) -> None:
 
 
 def test_the_search_structure_is_read_and_not_built_again(tmp_path, monkeypatch) -> None:
-    pytest.importorskip("hnswlib")
+    pytest.importorskip("faiss")
     make(tmp_path / "g", index_type="HNSW32")
     gallery = load_index(tmp_path / "g")
     monkeypatch.setattr("ovseg.index.hnsw.HnswEngine.add", None)
@@ -64,7 +63,7 @@ def test_the_search_structure_is_read_and_not_built_again(tmp_path, monkeypatch)
 
 
 def test_a_damaged_search_structure_is_built_again(tmp_path) -> None:
-    pytest.importorskip("hnswlib")
+    pytest.importorskip("faiss")
     gallery = make(tmp_path / "g", index_type="HNSW32")
     graph = next((tmp_path / "g").glob("graph-*"))
     flip(graph, 5000)

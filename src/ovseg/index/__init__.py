@@ -1,4 +1,4 @@
-"""Galleries of embeddings: search, change, and keep them on disk.
+"""Galleries of embeddings: search, change, and keep them on disk or in Milvus.
 
 >>> import numpy as np
 >>> from ovseg import Gallery, load_index
@@ -13,6 +13,67 @@ Importing this package loads numpy only; an engine's own package is loaded when 
 
 from __future__ import annotations
 
-from .gallery import Duplicate, Gallery, Matches, load_index
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
-__all__ = ["Duplicate", "Gallery", "Matches", "load_index"]
+from .engine import Settings
+from .gallery import Gallery, load_folder
+from .items import Duplicate, Index, Matches, Vote
+
+if TYPE_CHECKING:
+    from .milvus import MilvusGallery
+
+__all__ = [
+    "Duplicate",
+    "Gallery",
+    "Index",
+    "Matches",
+    "Settings",
+    "Vote",
+    "create_index",
+    "is_milvus",
+    "load_index",
+]
+
+
+def is_milvus(where: str | os.PathLike[str]) -> bool:
+    """Whether `where` is the address of a gallery in Milvus."""
+    return isinstance(where, str) and where.startswith(("milvus://", "milvuss://"))
+
+
+@overload
+def load_index(where: Path, **options: Any) -> Gallery: ...
+@overload
+def load_index(where: str, **options: Any) -> Gallery | MilvusGallery: ...
+def load_index(where: str | Path, **options: Any) -> Gallery | MilvusGallery:
+    """Open a gallery: a folder that was saved, or `milvus://...`.
+
+    Args:
+        where: folder, or address.
+        **options: of a folder: those of `gallery.load_folder`.
+
+    Raises:
+        GalleryError: not a gallery, or one that cannot be opened.
+        ConfigError: an address that has no meaning.
+        SaveError: `write`, and the folder cannot be written to.
+        MissingExtra: a package that it needs is not installed.
+    """
+    if isinstance(where, Path) or not is_milvus(where):
+        return load_folder(where, **options)
+    from .milvus import MilvusGallery
+
+    return MilvusGallery.open(where)
+
+
+def create_index(where: str, settings: Settings) -> MilvusGallery:
+    """Make an empty gallery in Milvus.
+
+    Raises:
+        GalleryError: there is one already, or Milvus cannot be reached or refuses.
+        ConfigError: an address that has no meaning.
+        MissingExtra: pymilvus is not installed.
+    """
+    from .milvus import MilvusGallery
+
+    return MilvusGallery.create(where, settings)

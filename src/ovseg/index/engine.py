@@ -16,15 +16,19 @@ from ..errors import ConfigError
 # Higher is nearer for IP; lower is nearer for L2 (squared, as faiss gives it) and hamming (bits).
 METRICS = ("IP", "L2", "hamming")
 INDEX_TYPES = ("auto", "Flat", "HNSW32", "IVF")
-# One query over n vectors of 512 dimensions on one core: exact is as fast as HNSW up to a few thousand and
-# takes less than 5 ms up to here; above, HNSW is worth its memory and its build.
+# One query over n vectors of 512 dimensions on one core: exact search takes less than 5 ms up to here; above, HNSW
+# is worth its memory and its build.
 AUTO_FLAT_LIMIT = 20_000
+# Up to here, exact search is as fast as a graph, whatever the index type.
+GRAPH_LEAST = 2_000
 
 
 class Engine(Protocol):
-    """An index over vectors with stable ids.
+    """An approximate index over vectors with stable ids.
 
-    Vectors are [N, D] float32, or [N, D / 8] uint8 for the hamming metric (D counts bits).
+    Vectors are [N, D] float32, or [N, D / 8] uint8 for the hamming metric (D counts bits). An engine finds
+    candidates; the table of vectors gives them their scores. Its structure is worth keeping on disk, as
+    building it takes long.
     """
 
     dim: int
@@ -38,8 +42,8 @@ class Engine(Protocol):
         """Remove ids ([N] int64) that are in the index."""
         ...
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores [Q, k] float32 and ids [Q, k] int64, nearest first; -1 where there is no more."""
+    def candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """Return ids [Q, n] int64, among them most of the nearest k of each query; -1 where there is no more."""
         ...
 
     def __len__(self) -> int: ...
@@ -49,17 +53,12 @@ class Engine(Protocol):
         """Ids in the index, [N] int64, ascending."""
         ...
 
-
-class StoredEngine(Engine, Protocol):
-    """An engine whose structure is worth keeping on disk, as building it takes long."""
+    def outgrown(self, more: int) -> bool:
+        """Whether it should be built again, rather than be given `more` vectors."""
+        ...
 
     def write(self, path: Path) -> None:
         """Write the structure to one file."""
-        ...
-
-    @property
-    def outgrown(self) -> bool:
-        """Whether the engine should be built again for the vectors it now holds."""
         ...
 
 
@@ -74,6 +73,7 @@ class Settings:
         ef: HNSW: candidates looked at in a search; more is slower with better recall.
         ef_construction: HNSW: candidates looked at when a vector is added.
         nprobe: IVF: lists looked at in a search; None for a sixteenth of them, 8 at least.
+        model: name of the model that makes the embeddings; None where it is not known.
 
     Raises:
         ConfigError: a value that cannot be.
@@ -82,9 +82,10 @@ class Settings:
     dim: int
     metric: str = "IP"
     index_type: str = "auto"
-    ef: int = 128
-    ef_construction: int = 200
+    ef: int = 64
+    ef_construction: int = 64
     nprobe: int | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("dim", "ef", "ef_construction", "nprobe"):
@@ -136,21 +137,22 @@ class Settings:
 def engine_kind(settings: Settings, size: int) -> str:
     """Return `Flat`, `HNSW` or `IVF`: the engine for a gallery of `size` items.
 
-    `auto` is exact up to AUTO_FLAT_LIMIT items, for the hamming metric, and where hnswlib is not installed.
+    HNSW is exact up to GRAPH_LEAST items; `auto` is exact up to AUTO_FLAT_LIMIT items, for the hamming metric, and
+    where faiss is not installed.
     """
     if settings.links is not None:
-        return "HNSW"
+        return "HNSW" if size > GRAPH_LEAST else "Flat"
     if settings.index_type != "auto":
         return settings.index_type
     large = size > AUTO_FLAT_LIMIT and settings.metric != "hamming"
-    return "HNSW" if large and importlib.util.find_spec("hnswlib") else "Flat"
+    return "HNSW" if large and importlib.util.find_spec("faiss") else "Flat"
 
 
-def make_engine(kind: str, settings: Settings) -> StoredEngine:
+def make_engine(kind: str, settings: Settings) -> Engine:
     """Return an empty engine of a kind other than Flat.
 
     Raises:
-        MissingExtra: the engine's package is not installed.
+        MissingExtra: faiss is not installed.
     """
     if kind == "HNSW":
         from .hnsw import HnswEngine
@@ -161,8 +163,13 @@ def make_engine(kind: str, settings: Settings) -> StoredEngine:
     return IvfEngine(settings)
 
 
-def read_engine(kind: str, settings: Settings, path: Path, ids: np.ndarray) -> StoredEngine:
-    """Return the engine that `write` wrote to `path` when `ids` were in it."""
+def read_engine(kind: str, settings: Settings, path: Path, ids: np.ndarray) -> Engine:
+    """Return the engine that `write` wrote to `path` when `ids` were in it.
+
+    Raises:
+        RuntimeError: the file holds no such engine.
+        MissingExtra: faiss is not installed.
+    """
     if kind == "HNSW":
         from .hnsw import HnswEngine
 

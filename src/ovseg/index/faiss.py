@@ -1,4 +1,4 @@
-"""Approximate search in lists around centres (IVF), by faiss."""
+"""faiss, and approximate search in lists around centres (IVF) by it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def faiss_package() -> Any:
         import faiss
     except ImportError as error:
         raise MissingExtra(
-            "IVF indexes and PaddleX's index folders need faiss, which is not installed.",
-            'Install it with pip install "ovseg[faiss]".',
+            "HNSW and IVF indexes and PaddleX's index folders need faiss, which is not installed.",
+            'Install it with pip install "ovseg[index]", or open the index with index_type="Flat".',
         ) from error
     return faiss
 
@@ -71,10 +71,9 @@ class IvfEngine:
         """Ids in the index, [N] int64, ascending."""
         return self._ids
 
-    @property
-    def outgrown(self) -> bool:
+    def outgrown(self, more: int) -> bool:
         """Whether the index has so grown that it should have four times the centres."""
-        return self._index is not None and _centres(len(self._ids)) >= 4 * self._index.nlist
+        return self._index is not None and _centres(len(self._ids) + more) >= 4 * self._index.nlist
 
     def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
         """Add vectors [N, D] under ids [N] int64; the first call also finds the centres."""
@@ -92,16 +91,13 @@ class IvfEngine:
             self._index.remove_ids(np.ascontiguousarray(ids))
             self._ids = self._ids[~np.isin(self._ids, ids)]
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores [Q, k] float32 and ids [Q, k] int64, nearest first; -1 where there is no more.
-
-        Fewer than k are returned where the lists that are looked into hold fewer.
-        """
+    def candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """Return ids [Q, k] int64, nearest first; -1 where the lists that are looked into hold no more."""
         if self._index is None or not len(queries):
-            return np.zeros((len(queries), k), np.float32), np.full((len(queries), k), -1, np.int64)
+            return np.full((len(queries), k), -1, np.int64)
         self._index.nprobe = min(self._index.nlist, self._nprobe or max(8, self._index.nlist // 16))
-        scores, ids = self._index.search(np.ascontiguousarray(queries), k)
-        return np.where(ids < 0, 0, scores).astype(np.float32), ids
+        ids: np.ndarray = self._index.search(np.ascontiguousarray(queries), k)[1]
+        return ids
 
     def _trained(self, vectors: np.ndarray) -> Any:
         centres = _centres(len(vectors))

@@ -9,6 +9,8 @@ from .engine import Settings
 # Rows and queries that are compared at a time: the scores of a step take at most 16 MB.
 _ROWS = 16384
 _QUERIES = 256
+# Candidates of all queries that are scored at a time.
+_GATHERED = 8192
 # Candidates beyond k that L2 scores again: |q|² + |v|² - 2qv loses digits where q and v are close.
 _SPARE = 8
 
@@ -24,7 +26,8 @@ class FlatEngine:
         self.dim = settings.dim
         self.metric = settings.metric
         empty = np.empty((0, settings.width), settings.dtype)
-        self._base = empty if vectors is None else vectors
+        # A plain array: each access to a memmap would make another memmap, which takes longer than a short read.
+        self._base = empty if vectors is None else np.asarray(vectors)
         self._tail = empty.copy()
         self._ids = np.empty(0, np.int64) if ids is None else ids.astype(np.int64)
         self._alive = np.ones(len(self._ids), bool)
@@ -128,11 +131,44 @@ class FlatEngine:
             scores[part, :width] = np.where(missing, 0, nearness if self.metric == "IP" else -nearness)
         return scores, found
 
+    def best(self, queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nearest k of each query among candidates of its own, as `search` does.
+
+        Args:
+            queries: [Q, D].
+            candidates: ids that are in the index, [Q, n] int64; -1 for none.
+            k: how many.
+        """
+        scores = np.zeros((len(queries), k), np.float32)
+        found = np.full((len(queries), k), -1, np.int64)
+        width = min(k, candidates.shape[1])
+        step = max(1, _GATHERED // max(1, candidates.shape[1]))
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            ids, missing = candidates[part], candidates[part] < 0
+            vectors = self.take(self.rows_of(np.where(missing, self._ids[0], ids)).reshape(-1))
+            near = self._score(queries[part], vectors.reshape(*ids.shape, -1))
+            near[missing] = -np.inf
+            order = np.lexsort((ids, -near), axis=1)[:, :width]
+            ids, near = np.take_along_axis(ids, order, 1), np.take_along_axis(near, order, 1)
+            found[part, :width] = ids
+            scores[part, :width] = np.where(ids < 0, 0, near if self.metric == "IP" else -near)
+        return scores, found
+
+    def _score(self, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """Return the nearness of queries [Q, D] and vectors of their own [Q, n, D], [Q, n] float32."""
+        if self.metric == "IP":
+            return np.asarray(np.matmul(vectors, queries[:, :, None])[..., 0], np.float32)
+        if self.metric == "L2":
+            apart = vectors - queries[:, None]
+            return np.asarray(-np.einsum("qnd,qnd->qn", apart, apart), np.float32)
+        return np.asarray(-np.bitwise_count(vectors ^ queries[:, None]).sum(2, np.int64), np.float32)
+
     def rebase(self, vectors: np.ndarray) -> None:
         """Take the vectors of the first rows from `vectors` [rows, D], such as a file that has them."""
         used = self._rows - len(self._base)
         late = self._tail[len(vectors) - len(self._base) : used]
-        self._base, self._tail = vectors, late.copy()
+        self._base, self._tail = np.asarray(vectors), late.copy()
 
     def pairs(self, threshold: float) -> list[tuple[int, int, float]]:
         """Return rows a < b and score of all pairs as near as `threshold`, nearest first."""

@@ -1,89 +1,27 @@
-"""A gallery: embeddings with labels, to search, to change and to save."""
+"""A gallery in a folder: embeddings with labels, to search, to change and to save."""
 
 from __future__ import annotations
 
-import json
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, GalleryError
+from ..errors import GalleryError
 from . import storage
-from .engine import AUTO_FLAT_LIMIT, Settings, StoredEngine, engine_kind, make_engine, read_engine
+from .engine import AUTO_FLAT_LIMIT, GRAPH_LEAST, Engine, Settings, engine_kind, make_engine, read_engine
 from .flat import FlatEngine
+from .items import Duplicate, Matches, check_k, checked, checked_ids, checked_items, refuse_unknown
 
 # Removed rows that a folder may have for each row in use, before a save writes it anew.
 _DEAD_SHARE = 0.2
-# Vectors that are handed to an engine at a time.
-_CHUNK = 8192
-
-
-@dataclass(frozen=True)
-class Vote:
-    """A label, how many of the matches have it, and the score of the nearest of them."""
-
-    label: str
-    count: int
-    score: float
-
-
-@dataclass(frozen=True)
-class Matches:
-    """The items found for one query, nearest first.
-
-    Attributes:
-        ids: of the items.
-        scores: similarities, descending, for IP; distances, ascending, for L2 (squared, as faiss gives them)
-            and hamming (bits).
-        labels: of the items.
-        metadata: of the items; None where none was given.
-        metric: `IP`, `L2` or `hamming`.
-    """
-
-    ids: list[int]
-    scores: list[float]
-    labels: list[str]
-    metadata: list[dict[str, Any] | None]
-    metric: str
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def within(self, threshold: float) -> Matches:
-        """Return the matches at least as near: scores ≥ threshold for IP, ≤ threshold for distances."""
-        keep = [s >= threshold if self.metric == "IP" else s <= threshold for s in self.scores]
-        count = sum(keep)  # they are sorted
-        return Matches(
-            self.ids[:count],
-            self.scores[:count],
-            self.labels[:count],
-            self.metadata[:count],
-            self.metric,
-        )
-
-    def vote(self) -> list[Vote]:
-        """Return the labels by the number of matches, then by the nearest of them."""
-        nearest: dict[str, float] = {}
-        for label, score in zip(self.labels, self.scores, strict=True):
-            nearest.setdefault(label, score)
-        votes = [Vote(label, self.labels.count(label), score) for label, score in nearest.items()]
-        # The sort is stable and the labels come nearest first.
-        return sorted(votes, key=lambda vote: -vote.count)
-
-
-@dataclass(frozen=True)
-class Duplicate:
-    """Two items that are as near as asked, the lower id first."""
-
-    ids: tuple[int, int]
-    labels: tuple[str, str]
-    score: float
+# Vectors that are handed to an engine at a time; it learns from the first ones what it must know of them.
+_CHUNK = 1 << 17
 
 
 class Gallery:
@@ -95,11 +33,12 @@ class Gallery:
     Args:
         dim: length of an embedding; bits, a multiple of 8, for hamming.
         metric: `IP`, `L2` or `hamming`.
-        index_type: `Flat` (exact), `HNSW32` (or another M), `IVF`, or `auto`: exact up to 20,000 items, HNSW
-            above where hnswlib is installed.
+        index_type: `Flat` (exact), `HNSW32` (or another M; exact up to 2,000 items), `IVF`, or `auto`: exact up to
+            20,000 items, HNSW above where faiss is installed.
         ef: HNSW: candidates looked at in a search; more is slower with better recall.
         ef_construction: HNSW: candidates looked at when a vector is added.
         nprobe: IVF: lists looked at in a search; None for a sixteenth of them, 8 at least.
+        model: name of the model that makes the embeddings, to tell when another one is used.
 
     Raises:
         ConfigError: a value that cannot be.
@@ -111,11 +50,19 @@ class Gallery:
         *,
         metric: str = "IP",
         index_type: str = "auto",
-        ef: int = 128,
-        ef_construction: int = 200,
+        ef: int = 64,
+        ef_construction: int = 64,
         nprobe: int | None = None,
+        model: str | None = None,
     ) -> None:
-        self._start(Settings(dim, metric, index_type, ef, ef_construction, nprobe))
+        self._start(Settings(dim, metric, index_type, ef, ef_construction, nprobe, model))
+
+    @classmethod
+    def of(cls, settings: Settings) -> Gallery:
+        """Return an empty gallery with these settings."""
+        gallery = cls.__new__(cls)
+        gallery._start(settings)
+        return gallery
 
     def _start(self, settings: Settings) -> None:
         self._settings = settings
@@ -123,7 +70,7 @@ class Gallery:
         self._labels: list[str] = []
         self._metadata: list[dict[str, Any] | None] = []
         self._next_id = 0
-        self._engine: StoredEngine | None = None
+        self._engine: Engine | None = None
         self._engine_kind = "Flat"
         self._highest = -1  # id up to which the engine was given vectors
         self._stale = True
@@ -218,7 +165,7 @@ class Gallery:
         Raises:
             GalleryError: embeddings of another length or type, or not finite; other numbers of labels.
         """
-        vectors = self._checked(embeddings)
+        vectors = checked(embeddings, self._settings)
         ids = np.arange(self._next_id, self._next_id + len(vectors), dtype=np.int64)
         self._add(ids, vectors, labels, metadata)
         return ids
@@ -230,20 +177,7 @@ class Gallery:
         labels: Sequence[str],
         metadata: Sequence[dict[str, Any] | None] | None,
     ) -> None:
-        if isinstance(labels, str):
-            raise GalleryError(f"labels is the string {labels!r}.", "Give a list with one label an embedding.")
-        labels = list(labels)
-        entries: list[dict[str, Any] | None] = [None] * len(labels) if metadata is None else list(metadata)
-        if len(labels) != len(vectors) or len(entries) != len(vectors):
-            raise GalleryError(
-                f"There are {len(vectors)} embeddings, {len(labels)} labels and {len(entries)} metadata.",
-                "Give one label, and one entry of metadata if any, for each embedding.",
-            )
-        for label in labels:
-            if not isinstance(label, str):
-                raise GalleryError(f"The label {label!r} is not a string.", "Give labels as strings.")
-        for entry in entries:
-            _check_metadata(entry)
+        labels, entries = checked_items(len(vectors), labels, metadata)
         self._table.add(ids, vectors)
         self._labels += labels
         self._metadata += entries
@@ -289,9 +223,8 @@ class Gallery:
             GalleryError: queries of another length or type than the gallery's, or not finite.
             ConfigError: k is not a whole number of at least 1.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise ConfigError(f"k is {k!r}.", "Give a whole number of at least 1.")
-        queries = self._checked(embeddings, one=True)
+        check_k(k)
+        queries = checked(embeddings, self._settings, one=True)
         k = min(int(k), len(self))
         if not k:
             return [Matches([], [], [], [], self.metric) for _ in queries]
@@ -303,7 +236,13 @@ class Gallery:
             engine = self._searcher()
             # Asked for much of the gallery, an approximate engine is slower than looking at all of it.
             exact = engine is None or (k > 100 and 8 * k > len(self))
-            scores, ids = self._table.search(queries, k) if exact or engine is None else engine.search(queries, k)
+            if exact or engine is None:
+                scores, ids = self._table.search(queries, k)
+            else:
+                scores, ids = self._table.best(queries, engine.candidates(queries, k), k)
+                short = np.flatnonzero(ids[:, -1] < 0)
+                if len(short):  # there are k, and the engine did not reach them
+                    scores[short], ids[short] = self._table.search(queries[short], k)
         return [self._matches(*pair) for pair in zip(scores, ids, strict=True)]
 
     def _matches(self, scores: np.ndarray, ids: np.ndarray) -> Matches:
@@ -330,7 +269,7 @@ class Gallery:
             Duplicate((int(ids[a]), int(ids[b])), (self._labels[a], self._labels[b]), score) for a, b, score in pairs
         ]
 
-    def _searcher(self) -> StoredEngine | None:
+    def _searcher(self) -> Engine | None:
         """Return the engine, given all changes; None where the table itself is searched."""
         if not self._stale:
             return self._engine
@@ -338,32 +277,31 @@ class Gallery:
             if not self._stale:
                 return self._engine
             kind = engine_kind(self._settings, len(self))
-            shrunk = self._settings.index_type == "auto" and len(self) > AUTO_FLAT_LIMIT // 2
-            if kind == "Flat" and self._engine is not None and not shrunk:
+            # Half the size at which a graph is made: no back and forth at the limit.
+            limit = AUTO_FLAT_LIMIT if self._settings.index_type == "auto" else GRAPH_LEAST
+            if kind == "Flat" and self._engine is not None and len(self) <= limit // 2:
                 self._engine, self._engine_kind = None, kind
             if kind != "Flat" and (self._engine is None or self._engine_kind != kind):
                 self._new_engine(kind)
             if self._engine is not None:
                 gone = self._engine.ids
                 self._engine.remove(gone[~self._table.has(gone)])
+                if self._engine.outgrown(len(self) - len(self._engine)):
+                    self._new_engine(self._engine_kind)
                 self._feed(self._engine)
-                if self._engine.outgrown:
-                    self._feed(self._new_engine(self._engine_kind))
             self._stale = False
             return self._engine
 
-    def _new_engine(self, kind: str) -> StoredEngine:
+    def _new_engine(self, kind: str) -> Engine:
         self._engine, self._engine_kind, self._highest = make_engine(kind, self._settings), kind, -1
         return self._engine
 
-    def _feed(self, engine: StoredEngine) -> None:
+    def _feed(self, engine: Engine) -> None:
         """Give the engine the vectors that came after those it was given."""
         ids = self._table.ids
         ids = ids[ids > self._highest]
-        # IVF finds its centres from the first call: give it all.
-        step = _CHUNK if self._engine_kind == "HNSW" else max(1, len(ids))
-        for start in range(0, len(ids), step):
-            part = ids[start : start + step]
+        for start in range(0, len(ids), _CHUNK):
+            part = ids[start : start + _CHUNK]
             engine.add(part, self._table.take(self._table.rows_of(part)))
             self._highest = int(part[-1])
 
@@ -502,8 +440,7 @@ class Gallery:
 
     @classmethod
     def _from_contents(cls, folder: Path, contents: storage.Contents, settings: Settings) -> Gallery:
-        gallery = cls.__new__(cls)
-        gallery._start(settings)
+        gallery = cls.of(settings)
         gallery._folder, gallery._manifest = folder, contents.manifest
         gallery._next_id = contents.manifest.next_id
         gallery._labels, gallery._metadata = contents.labels, contents.metadata
@@ -516,11 +453,11 @@ class Gallery:
             inside = contents.ids[rows][(removed_at == 0) | (removed_at > graph.version)]
             try:
                 path = storage.graph_file(folder, graph)
-            except GalleryError as error:
+                gallery._engine = read_engine(graph.kind, settings, path, inside)
+            except (GalleryError, RuntimeError) as error:
                 if storage.read_manifest(folder) == contents.manifest:
-                    warnings.warn(f"{error.cause} {error.cure}", stacklevel=3)
+                    warnings.warn(f"{error} It is built again from the vectors.", stacklevel=3)
                 return gallery
-            gallery._engine = read_engine(graph.kind, settings, path, inside)
             gallery._engine_kind = graph.kind
             gallery._highest = int(contents.ids[graph.rows - 1]) if graph.rows else -1
             gallery._graph_lag = int((contents.removed_at > graph.version).sum()) + len(contents.ids) - graph.rows
@@ -537,58 +474,20 @@ class Gallery:
         next_id: int = 0,
     ) -> Gallery:
         """Return a gallery of items that have ids already, [N] int64, ascending."""
-        gallery = cls.__new__(cls)
-        gallery._start(settings)
+        gallery = cls.of(settings)
         gallery._add(ids, vectors, labels, metadata)
         gallery._next_id = max(gallery._next_id, next_id)
         return gallery
 
     # ------------------------------------------------------------ checks
 
-    def _checked(self, embeddings: Any, one: bool = False) -> np.ndarray:
-        try:
-            array = np.asarray(embeddings)
-        except ValueError:
-            raise GalleryError("The embeddings differ in length.", f"Give arrays of {self.dim} values.") from None
-        if one and array.ndim == 1:
-            array = array[None]
-        settings = self._settings
-        hamming = settings.metric == "hamming"
-        what = f"[N, {settings.width}] {'uint8' if hamming else 'float32'}"
-        if array.ndim == 2 and array.shape[1] == settings.width:
-            if hamming and array.dtype == np.uint8:
-                return array
-            if not hamming and array.dtype.kind in "fiu":
-                vectors = np.ascontiguousarray(array, np.float32)
-                if not np.isfinite(vectors).all():
-                    raise GalleryError("An embedding holds NaN or infinity.", "Check the model and its input.")
-                return vectors
-        elif array.size == 0 and array.ndim <= 2:
-            return np.empty((0, settings.width), settings.dtype)
-        raise GalleryError(
-            f"The embeddings have shape {list(array.shape)} and type {array.dtype}; the gallery's are {what} "
-            f"(metric {settings.metric}).",
-            "Use the model, and the metric, that the gallery was built with.",
-        )
-
     def _known(self, ids: Iterable[int] | np.ndarray) -> np.ndarray:
-        wanted = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
-        if wanted.size == 0:
-            return np.empty(0, np.int64)
-        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
-            raise GalleryError("The ids are not a list of whole numbers.", "Give ids as add() returned them.")
-        wanted = wanted.astype(np.int64)
-        unknown = wanted[~self._table.has(wanted)]
-        if len(unknown):
-            shown = ", ".join(map(str, unknown[:10].tolist())) + (", …" if len(unknown) > 10 else "")
-            raise GalleryError(
-                f"{len(unknown)} of {len(wanted)} ids are not in the gallery: {shown}.",
-                "Give ids that `gallery.ids` lists; nothing was changed.",
-            )
+        wanted = checked_ids(ids)
+        refuse_unknown(wanted, wanted[~self._table.has(wanted)])
         return wanted
 
 
-def load_index(
+def load_folder(
     folder: str | Path,
     *,
     write: bool = False,
@@ -605,7 +504,7 @@ def load_index(
         write: keep other writers out until `close`, or the end of a `with` block. Without it, `save` fails if
             somebody else has saved since.
         verify: read all vectors and compare their checksums, too.
-        index_type: another index type than the one saved, such as `Flat` where hnswlib is not installed; the
+        index_type: another index type than the one saved, such as `Flat` where faiss is not installed; the
             next save keeps it.
         ef: another `ef` than the one saved.
         nprobe: another `nprobe` than the one saved.
@@ -646,19 +545,6 @@ def salvage_index(folder: str | Path) -> tuple[Gallery, list[str]]:
     found = storage.salvage(path)
     gallery = Gallery._from_items(found.settings, found.ids, found.vectors, found.labels, found.metadata, found.next_id)
     return gallery, found.problems
-
-
-def _check_metadata(entry: Any) -> None:
-    if entry is None:
-        return
-    try:
-        kept = isinstance(entry, dict) and json.loads(json.dumps(entry, allow_nan=False)) == entry
-    except (TypeError, ValueError):
-        kept = False
-    if not kept:
-        raise GalleryError(
-            f"The metadata {entry!r} cannot be kept as JSON.", "Give a dict of strings, numbers and lists."
-        )
 
 
 def _together(parts: Iterable[np.ndarray]) -> np.ndarray:

@@ -1,127 +1,114 @@
-"""Approximate search in a graph (HNSW, Malkov and Yashunin 2016), by hnswlib."""
+"""Approximate search in a graph (HNSW, Malkov and Yashunin 2016), by faiss."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import MissingExtra
 from .engine import Settings
+from .faiss import faiss_package
 
-
-def _hnswlib() -> Any:
-    try:
-        import hnswlib
-    except ImportError as error:
-        raise MissingExtra(
-            "HNSW indexes need hnswlib, which is not installed.",
-            'Install it with pip install "ovseg[index]" (it is built with a C++ compiler: on Debian, '
-            "apt install g++ python3-dev), or open the index with index_type='Flat'.",
-        ) from error
-    return hnswlib
-
-
-def _cores() -> int:
-    """Return how many cores this process may use; hnswlib would count those of the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# The range of the 8 bits is that of the vectors that are added first, and a tenth of it on either side.
+_MARGIN = 0.1
 
 
 class HnswEngine:
-    """A graph of vectors, float32 [N, D]; removed ones are marked, and what is added takes their places."""
+    """A graph over vectors kept as 8 bits a dimension: a quarter of the memory, and faster than floats.
 
-    def __init__(self, settings: Settings, _capacity: int = 1024) -> None:
+    What it finds is meant to be scored again with the vectors themselves. Removed vectors are marked and
+    stay in the graph, as ways to others, until `outgrown` says that it should be built again.
+    """
+
+    def __init__(self, settings: Settings) -> None:
         self.dim = settings.dim
         self.metric = settings.metric
         self._ef = settings.ef
-        self._index = _hnswlib().Index("ip" if self.metric == "IP" else "l2", self.dim)
-        self._index.init_index(
-            _capacity,
-            M=settings.links or 32,
-            ef_construction=settings.ef_construction,
-            allow_replace_deleted=True,
-        )
-        self._index.set_num_threads(_cores())
-        self._ids = np.empty(0, np.int64)
-        self._removed = 0
+        self._faiss = faiss_package()
+        metric = self._faiss.METRIC_INNER_PRODUCT if self.metric == "IP" else self._faiss.METRIC_L2
+        graph = self._faiss.IndexHNSWSQ(self.dim, self._faiss.ScalarQuantizer.QT_8bit, settings.links or 32, metric)
+        graph.hnsw.efConstruction = settings.ef_construction
+        self._faiss.downcast_index(graph.storage).sq.rangestat_arg = _MARGIN
+        self._hold(self._faiss.IndexIDMap(graph), np.empty(0, np.int64), np.empty(0, bool))
+        self._trained = 0
+
+    def _hold(self, index: Any, place_ids: np.ndarray, alive: np.ndarray) -> None:
+        self._index = index
+        self._graph = self._faiss.downcast_index(index.index)
+        self._place_ids = place_ids
+        self._alive = alive
+        self._selector: Any = None
 
     @classmethod
     def read(cls, settings: Settings, path: Path, ids: np.ndarray) -> HnswEngine:
-        """Return the graph of a file, in which `ids` were when it was written."""
-        engine = cls(settings, _capacity=1)
-        engine._index = _hnswlib().Index("ip" if engine.metric == "IP" else "l2", engine.dim)
-        engine._index.load_index(str(path), allow_replace_deleted=True)
-        engine._index.set_num_threads(_cores())
-        engine._ids = np.sort(ids)
-        engine._removed = engine._index.get_current_count() - len(ids)
+        """Return the graph of a file, in which `ids` were when it was written.
+
+        Raises:
+            RuntimeError: the file holds no such graph.
+        """
+        engine = cls(settings)
+        index = engine._faiss.read_index(str(path))
+        place_ids = engine._faiss.vector_to_array(index.id_map)
+        engine._hold(index, place_ids, np.isin(place_ids, ids))
+        engine._trained = len(place_ids)
         return engine
 
     def write(self, path: Path) -> None:
         """Write the graph to a file."""
-        self._index.save_index(str(path))
+        self._faiss.write_index(self._index, str(path))
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return int(np.count_nonzero(self._alive))
 
     @property
     def ids(self) -> np.ndarray:
         """Ids in the index, [N] int64, ascending."""
-        return self._ids
+        ids: np.ndarray = self._place_ids[self._alive]
+        return ids
 
-    @property
-    def outgrown(self) -> bool:
-        """Whether most places of the graph are those of removed vectors."""
-        return self._removed > len(self._ids) + 1000
+    def outgrown(self, more: int) -> bool:
+        """Whether a third would be of removed vectors, or five in six of vectors after the first."""
+        places, live = len(self._alive) + more, len(self) + more
+        return 3 * live < 2 * places or places > 6 * self._trained > 0
 
     def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Add vectors [N, D] float32 under ids [N] int64, in the places of removed ones first."""
-        places = self._index.get_current_count() + max(0, len(ids) - self._removed)
-        if places > self._index.get_max_elements():
-            self._index.resize_index(max(places, self._index.get_max_elements() * 3 // 2))
-        self._index.add_items(vectors, ids, replace_deleted=self._removed > 0)
-        self._removed = max(0, self._removed - len(ids))
-        self._ids = np.concatenate([self._ids, ids])
+        """Add vectors [N, D] float32 under ids [N] int64; the first call also sets the range of the 8 bits."""
+        if not len(ids):
+            return
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if not self._trained:
+            self._index.train(vectors)
+            self._trained = len(vectors)
+        self._index.add_with_ids(vectors, np.ascontiguousarray(ids))
+        self._place_ids = np.concatenate([self._place_ids, ids])
+        self._alive = np.concatenate([self._alive, np.ones(len(ids), bool)])
+        self._selector = None
 
     def remove(self, ids: np.ndarray) -> None:
         """Mark ids [N] int64 as removed."""
-        for one in ids.tolist():
-            self._index.mark_deleted(one)
-        self._removed += len(ids)
-        self._ids = self._ids[~np.isin(self._ids, ids)]
+        self._alive[np.searchsorted(self._place_ids, ids)] = False
+        self._selector = None
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores [Q, k] float32 and ids [Q, k] int64, nearest first; -1 where there is no more."""
-        scores = np.zeros((len(queries), k), np.float32)
-        found = np.full((len(queries), k), -1, np.int64)
-        width = min(k, len(self._ids))
-        if not width or not len(queries):
-            return scores, found
-        ids, distances = self._query(queries, width)
-        found[:, :width] = ids
-        # hnswlib's distance of an inner product is 1 - ip.
-        scores[:, :width] = 1 - distances if self.metric == "IP" else distances
-        return scores, found
-
-    def _query(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        ef = max(self._ef, k)
+    def candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """Return ids [Q, n] int64, among them most of the nearest k of each query; -1 where there is no more."""
+        # Neighbours in 8 bits are not quite those in floats, hence more than k.
+        wanted = min(2 * k + 10, len(self))
+        # Removed ones take part in the walk, and so in the number of candidates that ef limits.
+        ef = max(self._ef, wanted) * len(self._alive) // max(1, len(self))
         while True:
-            self._index.set_ef(ef)
-            try:
-                ids, distances = self._index.knn_query(queries, k=k)
-                return ids.astype(np.int64), distances
-            except RuntimeError:
-                # Fewer than k were reached: look further, and at last at all.
-                if ef >= self._index.get_current_count():
-                    return self._all(queries, k)
-                ef *= 4
+            places = self._search(queries, wanted, ef)
+            # Where many were removed around a query, fewer are found: look further.
+            if ef >= len(self._alive) or not (places < 0).any():
+                return np.where(places < 0, -1, self._place_ids[places])
+            ef *= 4
 
-    def _all(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Compare with every vector: for a graph in which removals have cut some off."""
-        from .flat import FlatEngine
-
-        vectors = np.asarray(self._index.get_items(self._ids), np.float32)
-        table = FlatEngine(Settings(self.dim, self.metric, "Flat"), self._ids, vectors)
-        scores, ids = table.search(queries, k)
-        return ids, 1 - scores if self.metric == "IP" else scores
+    def _search(self, queries: np.ndarray, count: int, ef: int) -> np.ndarray:
+        parameters = self._faiss.SearchParametersHNSW(efSearch=min(ef, len(self._alive)))
+        if not self._alive.all():
+            if self._selector is None:
+                bits = np.packbits(self._alive, bitorder="little")
+                self._selector = self._faiss.IDSelectorBitmap(bits)
+            parameters = self._faiss.SearchParametersHNSW(efSearch=min(ef, len(self._alive)), sel=self._selector)
+        places: np.ndarray = self._graph.search(np.ascontiguousarray(queries), count, params=parameters)[1]
+        return places

@@ -72,7 +72,10 @@ def export_paddlex(gallery: Gallery, folder: str | Path) -> None:
         raise GalleryError("PaddleX 3.7.2 cannot open a hamming index of its own.", "Export IP or L2.")
     faiss = faiss_package()
     folder = Path(folder)
-    kind = {"Flat": "Flat", "HNSW": "HNSW32", "IVF": "IVF"}[engine_kind(gallery.settings, len(gallery))]
+    settings = gallery.settings
+    # PaddleX knows no other M.
+    kind = "HNSW" if settings.links else engine_kind(settings, len(gallery))
+    kind = "HNSW32" if kind == "HNSW" else kind
     factory = f"IVF{max(1, len(gallery) // 39)},Flat" if kind == "IVF" else kind
     metric = faiss.METRIC_INNER_PRODUCT if gallery.metric == "IP" else faiss.METRIC_L2
     index = faiss.IndexIDMap2(faiss.index_factory(gallery.dim, factory, metric))

@@ -232,7 +232,7 @@ def graph_file(folder: Path, graph: GraphFile) -> Path:
     """
     path = folder / graph.name
     if not path.is_file() or path.stat().st_size != graph.size or _crc_of_file(path) != graph.crc:
-        raise GalleryError(f"{path} is missing or damaged.", "It is built again from the vectors.")
+        raise GalleryError(f"{path} is missing or damaged.")
     return path
 
 
@@ -396,7 +396,7 @@ def _commit(folder: Path, manifest: Manifest, write_graph: tuple[str, WriteGraph
         path = folder / f"graph-{manifest.generation}-{manifest.version}.bin"
         try:
             write(path)
-        except RuntimeError as error:  # how hnswlib and faiss say that a file cannot be written
+        except RuntimeError as error:  # how faiss says that a file cannot be written
             raise OSError(0, str(error)) from error
         with path.open("r+b") as file:
             _flush(file)

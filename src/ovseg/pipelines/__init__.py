@@ -18,6 +18,7 @@ __all__ = ["PIPELINES", "Pipeline", "config_file", "create_pipeline"]
 PIPELINES = {
     "open_vocabulary_segmentation": (".open_vocabulary_segmentation", "OpenVocabularySegmentationPipeline"),
     "instance_segmentation": (".instance_segmentation", "InstanceSegmentationPipeline"),
+    "PP-ShiTuV2": (".image_recognition", "ImageRecognitionPipeline"),
 }
 
 logger = logging.getLogger("ovseg")

@@ -1,4 +1,4 @@
-"""Drawing masks and prompts on an image."""
+"""Drawing masks, boxes and prompts on an image."""
 
 from __future__ import annotations
 
@@ -89,6 +89,33 @@ def draw_instances(
         # OpenCV's letters are ASCII: others would all become question marks.
         name = box["label"] if box["label"].isascii() else f"class {box['cls_id']}"
         _draw_label(canvas, x1, y1, f"{name} {box['score']:.2f}", colour_of(box["cls_id"]), scale)
+    return PIL.Image.fromarray(canvas)
+
+
+def draw_recognised(
+    pixels: np.ndarray, boxes: Sequence[Mapping[str, Any]], nearest: Sequence[int | None]
+) -> PIL.Image.Image:
+    """Draw boxes with the label of the nearest item and its score, a colour for each label.
+
+    Args:
+        pixels: HxWx3 uint8 BGR; not changed.
+        boxes: with their `labels`, `rec_scores` and `coordinate`.
+        nearest: for each box the id of the nearest item.
+    """
+    canvas = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    scale = max(1.0, max(canvas.shape[:2]) / 640)
+    colours: dict[str | None, int] = {}
+    corners = []
+    for box in boxes:
+        colour = colour_of(colours.setdefault(box["labels"][0], len(colours)))
+        x1, y1, x2, y2 = _corners(canvas, box["coordinate"])
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, round(1.5 * scale))
+        corners.append((x1, y1, colour))
+    for box, item, (x1, y1, colour) in zip(boxes, nearest, corners, strict=True):
+        label, score = box["labels"][0], box["rec_scores"][0]
+        # OpenCV's letters are ASCII: others would all become question marks.
+        name = label if label is None or label.isascii() else f"item {item}"
+        _draw_label(canvas, x1, y1, "unknown" if name is None else f"{name} {score:.2f}", colour, scale)
     return PIL.Image.fromarray(canvas)
 
 

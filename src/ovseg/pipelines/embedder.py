@@ -1,0 +1,71 @@
+"""Models of the families shitu_rec and clip_vit: an image becomes a vector that similar images have too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..device import Device
+from ..errors import ModelError
+from ..session import Session
+from ..stages.detection import prepare, read_preprocessing
+from ..stages.embedding import normalise
+from ..zoo import ModelFolder
+
+
+class Embedder:
+    """A feature model on one device. Threads may share it.
+
+    Its graph takes `image` [N, 3, H, W] and gives `embedding` [N, D].
+
+    Args:
+        folder: model folder of the family `shitu_rec` or `clip_vit`.
+        device: where the session runs.
+        batch_size: images that go through the model at once.
+        session_options: passed to `Session`.
+
+    Attributes:
+        name: of the model.
+        dim: D.
+
+    Raises:
+        ModelError: if the graph or the preprocessing is not that of the families.
+        DeviceUnavailable: if the device was named and cannot be used.
+    """
+
+    def __init__(
+        self, folder: ModelFolder, device: Device, *, batch_size: int, session_options: Mapping[str, Any]
+    ) -> None:
+        self.name = folder.name
+        where = f"{folder.path / 'model.yaml'}: preprocess"
+        self._preprocessing = read_preprocessing(folder.preprocess, where)
+        if self._preprocessing.keep_ratio:
+            raise ModelError(f"{where} keeps the ratio of images.", "Give a model that takes images of one size.")
+        self._session = Session(folder.files["model"], device, **session_options)
+        inputs, outputs = self._session.inputs, {tensor.name: tensor for tensor in self._session.outputs}
+        shape = outputs["embedding"].shape if "embedding" in outputs else ()
+        if [tensor.name for tensor in inputs] != ["image"] or len(shape) != 2 or not isinstance(shape[1], int):
+            raise ModelError(
+                f"The model {folder.name} in {folder.path} has the inputs "
+                f"{', '.join(tensor.name for tensor in inputs)} and the outputs {', '.join(outputs)}, which are not "
+                "those of a feature model.",
+                "Export the model again, or choose another.",
+            )
+        self.dim = shape[1]
+        self._dtype = inputs[0].dtype
+        self._batch_size = 1 if inputs[0].shape[0] == 1 else batch_size
+
+    def embed(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the embeddings of images, [N, D] float32 of unit length.
+
+        Args:
+            pixels: HxWx3 uint8 BGR, of any size each.
+        """
+        parts = [np.empty((0, self.dim), np.float32)]
+        for start in range(0, len(pixels), self._batch_size):
+            batch = [prepare(image, self._preprocessing).image for image in pixels[start : start + self._batch_size]]
+            feeds = {"image": np.stack(batch).astype(self._dtype, copy=False)}
+            parts.append(self._session.run(feeds, ["embedding"])["embedding"].astype(np.float32, copy=False))
+        return normalise(np.concatenate(parts))
