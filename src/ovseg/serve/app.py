@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from .. import __version__
 from ..errors import ConfigError, GalleryError, ImageError, OvsError, PromptError
 from ..pipelines.base import Pipeline
+from ..pipelines.image_recognition import ImageRecognitionPipeline
 from ..pipelines.instance_segmentation import InstanceSegmentationPipeline
 from ..pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
 from ..samples import samples
@@ -26,7 +27,7 @@ from .batching import Busy
 from .guard import App, Guard, envelope
 from .indexes import UnknownIndex
 from .metrics import Metrics
-from .routes import Context, add_instance_segmentation, add_open_vocabulary_segmentation
+from .routes import Context, add_image_recognition, add_instance_segmentation, add_open_vocabulary_segmentation
 from .schemas import Healthy, Info, Served
 from .settings import Settings
 
@@ -44,6 +45,7 @@ _MOST_ERRORS = 20
 _ROUTES: dict[type[Pipeline], Callable[[FastAPI, Context, Any], list[str]]] = {
     OpenVocabularySegmentationPipeline: add_open_vocabulary_segmentation,
     InstanceSegmentationPipeline: add_instance_segmentation,
+    ImageRecognitionPipeline: add_image_recognition,
 }
 
 

@@ -17,7 +17,7 @@ JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 
 
-class Busy(OvsError):
+class Busy(OvsError):  # noqa: N818
     """More requests wait than are allowed.
 
     Attributes:

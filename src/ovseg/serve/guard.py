@@ -38,7 +38,9 @@ CLIENT_GONE = 499
 class Refused(Exception):  # noqa: N818
     """A request that is answered here."""
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None, *, drain: bool = False) -> None:
+    def __init__(
+        self, status: int, message: str, headers: dict[str, str] | None = None, *, drain: bool = False
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.headers, self.drain = status, message, headers or {}, drain
 
@@ -80,9 +82,7 @@ class Guard:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(
-        self, app: App, settings: Settings, scope: Scope, receive: Receive, send: Send, guard: Guard
-    ) -> None:
+    def __init__(self, app: App, settings: Settings, scope: Scope, receive: Receive, send: Send, guard: Guard) -> None:
         self._app, self._settings, self._guard = app, settings, guard
         self._scope, self._receive, self._send = scope, receive, send
         self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

@@ -6,15 +6,19 @@ import asyncio
 import base64
 import binascii
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, cast
 
+import numpy as np
 import PIL.Image
 from fastapi import FastAPI, Request
 
 from .._decoding import Image, count_pages, decode_pages
 from ..errors import ImageError, OvsError, PromptError
+from ..index import Gallery, Index
+from ..pipelines.image_recognition import ImageRecognitionPipeline
 from ..pipelines.instance_segmentation import InstanceSegmentationPipeline
 from ..pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
 from ..results.instance_segmentation import InstanceSegmentationResult
@@ -22,9 +26,16 @@ from ..stages.detection import rounded_boxes
 from ..stages.masks import encode_rle, mask_polygons
 from .batching import Queue
 from .fetch import FetchError, fetch, is_url
+from .indexes import IndexStore
 from .metrics import Metrics
 from .schemas import (
+    AddRequest,
+    BuildRequest,
+    BuildResult,
+    DetectedObject,
     Failure,
+    ImageLabelPair,
+    IndexResult,
     Instance,
     InstanceRequest,
     InstanceResult,
@@ -32,9 +43,16 @@ from .schemas import (
     MaskInfo,
     PromptRequest,
     PromptResult,
+    Recognised,
+    RecognitionRequest,
+    RecognitionResult,
+    RemoveRequest,
     Success,
 )
 from .settings import Settings
+
+# Pictures for an index that are decoded at a time.
+_IMAGES_AT_ONCE = 16
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -155,13 +173,15 @@ def _jpeg(picture: PIL.Image.Image) -> str:
     return base64.b64encode(file.getbuffer()).decode("ascii")
 
 
-def _mask(rle: Mapping[str, Any], mask: Any, polygons: bool, offset: tuple[int, int] = (0, 0)) -> Mask:
-    """Return a mask for a response; `mask` is the part of the image that begins at `offset`."""
+def _mask(mask: np.ndarray, polygons: bool, offset: tuple[int, int] = (0, 0)) -> Mask:
+    """Return a mask for a response; it is the part of the image that begins at `offset`."""
+    height, width = mask.shape
+    # A box that is thinner than a pixel may round to nothing.
+    counts = encode_rle([mask])[0]["counts"] if mask.size else ""
     outlines = None
     if polygons:
-        outlines = [[x + offset[i % 2] for i, x in enumerate(line)] for line in mask_polygons(mask)]
-    height, width = rle["size"]
-    counts = rle["counts"]
+        found = mask_polygons(mask) if mask.size else []
+        outlines = [[value + offset[i % 2] for i, value in enumerate(line)] for line in found]
     return Mask(rleResult=counts, counts=counts, size=(height, width), offset=offset, polygons=outlines)
 
 
@@ -198,15 +218,10 @@ def add_open_vocabulary_segmentation(
                 result = opened.segment(boxes=request.prompt)
             else:
                 result = opened.segment(points=request.prompt, labels=_labels(request))
-        infos = [
-            MaskInfo(**info, score=score)
-            for info, score in zip(
-                result["mask_infos"], result.scores or [None] * len(result["mask_infos"]), strict=True
-            )
-        ]
-        rles = zip(encode_rle(result["masks"]), result["masks"], strict=True)
+        scores: Sequence[float | None] = result.scores or [None] * len(request.prompt)
+        infos = [MaskInfo(**info, score=score) for info, score in zip(result["mask_infos"], scores, strict=True)]
         return PromptResult(
-            masks=[_mask(rle, mask, request.polygons) for rle, mask in rles],
+            masks=[_mask(mask, request.polygons) for mask in result["masks"]],
             mask_infos=infos,
             maskInfos=infos,
             image=_jpeg(result.draw()) if job.visualize else None,
@@ -243,36 +258,24 @@ class _InstanceJob:
     image: str | bytes
     visualize: bool
 
+    @property
+    def options(self) -> float | None:
+        """What jobs of one batch must share."""
+        return self.request.threshold
+
 
 def add_instance_segmentation(app: FastAPI, context: Context, pipeline: InstanceSegmentationPipeline) -> list[str]:
     """Add the route of the pipeline; return the paths added."""
     path = "/instance-segmentation"
 
-    def segment(jobs: Sequence[_InstanceJob]) -> list[InstanceResult | BaseException]:
-        results: list[InstanceResult | BaseException] = [RuntimeError("no result")] * len(jobs)
-        groups: dict[float | None, list[tuple[int, Any]]] = {}
-        for i, job in enumerate(jobs):
-            try:
-                image = read_image(job.image, context.settings.max_pixels)
-            except OvsError as error:
-                results[i] = error
-            else:
-                groups.setdefault(job.request.threshold, []).append((i, image.pixels))
-        for threshold, members in groups.items():
-            numbers = [i for i, _ in members]
-            try:
-                found = pipeline.predict(
-                    [pixels for _, pixels in members], threshold, batch_size=len(members), on_error=_raise
-                )
-                for i, result in zip(numbers, found, strict=True):
-                    results[i] = _instances(result, jobs[i])
-            except Exception as error:
-                for i in numbers:
-                    if isinstance(results[i], RuntimeError):
-                        results[i] = error
-        return results
+    def segment(jobs: Sequence[_InstanceJob], pixels: Sequence[Any]) -> Iterator[InstanceResult]:
+        found = pipeline.predict(list(pixels), jobs[0].options, batch_size=len(jobs), on_error=_raise)
+        for job, result in zip(jobs, found, strict=True):
+            yield _instances(result, job)
 
-    queue: Queue[_InstanceJob, InstanceResult] = context.queue(pipeline.name, segment)
+    queue: Queue[_InstanceJob, InstanceResult] = context.queue(
+        pipeline.name, in_groups(segment, context.settings.max_pixels)
+    )
 
     @app.post(path, operation_id="segmentInstances", responses=FAILURES, response_model_exclude_none=True)
     async def infer(body: InstanceRequest, request: Request) -> Success[InstanceResult]:
@@ -286,7 +289,7 @@ def _instances(result: InstanceSegmentationResult, job: _InstanceJob) -> Instanc
     masks, corners = result["masks"], [(0, 0)] * len(result["boxes"])
     if result.crop_in_json and masks:
         masks = result.crop()
-        rounded = rounded_boxes([box["coordinate"] for box in result["boxes"]])
+        rounded = rounded_boxes(np.array([box["coordinate"] for box in result["boxes"]]))
         corners = [(x1, y1) for x1, y1, _, _ in rounded.tolist()]
     return InstanceResult(
         instances=[
@@ -295,15 +298,209 @@ def _instances(result: InstanceSegmentationResult, job: _InstanceJob) -> Instanc
                 categoryId=box["cls_id"],
                 categoryName=box["label"],
                 score=box["score"],
-                mask=_mask(rle, mask, job.request.polygons, corner),
+                mask=_mask(mask, job.request.polygons, corner),
             )
-            for box, rle, mask, corner in zip(result["boxes"], encode_rle(masks), masks, corners, strict=True)
+            for box, mask, corner in zip(result["boxes"], masks, corners, strict=True)
         ],
         image=_jpeg(result.draw()) if job.visualize else None,
     )
 
 
+# ---------------------------------------------------------------- image recognition
+
+
+@dataclass(frozen=True, eq=False)
+class _RecognitionJob:
+    request: RecognitionRequest
+    image: str | bytes
+    visualize: bool
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """What jobs of one batch must share."""
+        asked = self.request
+        return asked.indexKey, asked.detThreshold, asked.recThreshold, asked.topk, asked.hammingRadius
+
+
+@dataclass(frozen=True, eq=False)
+class _IndexJob:
+    """A change of an index; `given_up` ends it before it is made."""
+
+    key: str | None
+    images: Sequence[str | bytes] = ()
+    labels: Sequence[str] = ()
+    ids: Sequence[int] = ()
+    given_up: threading.Event = field(default_factory=threading.Event)
+
+
+def add_image_recognition(app: FastAPI, context: Context, pipeline: ImageRecognitionPipeline) -> list[str]:
+    """Add the routes of the pipeline; return the paths added."""
+    limits = context.settings
+    store = IndexStore(limits.index_dir, limits.max_open_indexes)
+
+    def recognise(jobs: Sequence[_RecognitionJob], pixels: Sequence[Any]) -> Iterator[RecognitionResult]:
+        key, det_threshold, rec_threshold, topk, radius = jobs[0].options
+        found = pipeline.predict(
+            list(pixels),
+            # It searches as an index does, and predict asks for no more.
+            index=None if key is None else cast(Index, store.get(key)),
+            det_threshold=det_threshold,
+            rec_threshold=rec_threshold,
+            rec_topk=topk,
+            hamming_radius=radius,
+            batch_size=len(jobs),
+            on_error=_raise,
+        )
+        for job, result in zip(jobs, found, strict=True):
+            yield RecognitionResult(
+                detectedObjects=[_detected(box) for box in result["boxes"]],
+                image=_jpeg(result.draw()) if job.visualize else None,
+            )
+
+    def change(job: _IndexJob) -> tuple[str, dict[str, str]]:
+        index = None if job.key is None else store.get(job.key)
+        if job.ids:
+            assert index is not None
+            return index.key, index.remove(job.ids)
+        metric = "IP" if index is None else index.metric
+        embeddings = []
+        for start in range(0, len(job.images), _IMAGES_AT_ONCE):
+            _check(job)
+            pixels = []
+            for i, image in enumerate(job.images[start : start + _IMAGES_AT_ONCE], start):
+                try:
+                    pixels.append(read_image(image, limits.max_pixels).pixels)
+                except OvsError as error:
+                    raise ImageError(f"Image {i}: {error.cause}", error.cure) from error
+            embeddings.append(pipeline.embed(pixels, metric))
+        _check(job)
+        if index is not None:
+            return index.key, index.add(np.concatenate(embeddings), job.labels)
+        gallery = Gallery.of(pipeline.index_settings(metric, "auto"))
+        gallery.add(np.concatenate(embeddings), job.labels)
+        return store.create(gallery)
+
+    queue: Queue[_RecognitionJob, RecognitionResult] = context.queue(
+        pipeline.name, in_groups(recognise, limits.max_pixels)
+    )
+    # Of their own, so that a thousand pictures for an index do not stop the recognition of one.
+    changes: Queue[_IndexJob, tuple[str, dict[str, str]]] = context.queue(
+        f"{pipeline.name} indexes", one_by_one(change), batches=False
+    )
+
+    async def changed(job: _IndexJob) -> tuple[str, dict[str, str]]:
+        try:
+            return await changes.submit(job)
+        finally:  # also when the client has gone or the time is up
+            job.given_up.set()
+
+    async def load_all(pairs: Sequence[ImageLabelPair]) -> list[str | bytes]:
+        if len(pairs) > limits.max_pairs:
+            raise ImageError(
+                f"There are {len(pairs)} images; the limit is {limits.max_pairs}.", "Send fewer at a time."
+            )
+        return list(await asyncio.gather(*(context.load(pair.image) for pair in pairs)))
+
+    failures = FAILURES | {404: {"model": Failure, "description": "There is no index of that key."}}
+    options: dict[str, Any] = {"responses": failures, "response_model_exclude_none": True}
+
+    @app.post("/shitu-index-build", operation_id="buildIndex", **options)
+    async def build(body: BuildRequest, request: Request) -> Success[BuildResult]:
+        images = await load_all(body.imageLabelPairs)
+        key, ids = await changed(_IndexJob(None, images, [pair.label for pair in body.imageLabelPairs]))
+        result = BuildResult(indexKey=key, idMap=ids, imageCount=len(ids))
+        return Success(logId=request.state.log_id, result=result)
+
+    @app.post("/shitu-index-add", operation_id="addImagesToIndex", **options)
+    async def add(body: AddRequest, request: Request) -> Success[IndexResult]:
+        images = await load_all(body.imageLabelPairs)
+        _, ids = await changed(_IndexJob(body.indexKey, images, [pair.label for pair in body.imageLabelPairs]))
+        return Success(logId=request.state.log_id, result=IndexResult(idMap=ids, imageCount=len(ids)))
+
+    @app.post("/shitu-index-remove", operation_id="removeImagesFromIndex", **options)
+    async def remove(body: RemoveRequest, request: Request) -> Success[IndexResult]:
+        _, ids = await changed(_IndexJob(body.indexKey, ids=body.ids))
+        return Success(logId=request.state.log_id, result=IndexResult(idMap=ids, imageCount=len(ids)))
+
+    @app.post("/shitu-infer", operation_id="recognise", **options)
+    async def infer(body: RecognitionRequest, request: Request) -> Success[RecognitionResult]:
+        job = _RecognitionJob(body, await context.load(body.image), context.visualize(body.visualize))
+        return Success(logId=request.state.log_id, result=await queue.submit(job))
+
+    return ["/shitu-index-build", "/shitu-index-add", "/shitu-index-remove", "/shitu-infer"]
+
+
+def _check(job: _IndexJob) -> None:
+    """End a job that nobody waits for.
+
+    Raises:
+        ImageError: it was given up; nobody sees it.
+    """
+    if job.given_up.is_set():
+        raise ImageError("The request was given up.")
+
+
+def _detected(box: Mapping[str, Any]) -> DetectedObject:
+    pairs = zip(box["labels"], box["rec_scores"], strict=True)
+    recognised = [Recognised(label=label, score=score) for label, score in pairs if label is not None]
+    return DetectedObject(bbox=tuple(box["coordinate"]), recResults=recognised, score=box["det_score"])
+
+
 # ---------------------------------------------------------------- queues
+
+
+class ImageJob(Protocol):
+    """A request with one image, whose `options` say which others it may share a run with."""
+
+    @property
+    def image(self) -> str | bytes:
+        """Base64, or the bytes of a file."""
+        ...
+
+    @property
+    def options(self) -> Hashable:
+        """What jobs of one run share."""
+        ...
+
+
+ImageJobT = TypeVar("ImageJobT", bound=ImageJob)
+
+
+def in_groups(
+    run: Callable[[Sequence[ImageJobT], Sequence[Any]], Iterable[ResultT]], max_pixels: int
+) -> Callable[[Sequence[ImageJobT]], list[ResultT | BaseException]]:
+    """Return the function of a queue that does jobs of the same options together.
+
+    Args:
+        run: gives the results, in order, of jobs and the pixels of their images. Where it raises, the jobs are tried
+            again one by one, so that one's failure is its own.
+        max_pixels: of an image.
+    """
+
+    def run_all(jobs: Sequence[ImageJobT]) -> list[ResultT | BaseException]:
+        results: dict[int, ResultT | BaseException] = {}
+        groups: dict[Hashable, dict[int, Any]] = {}
+        for i, job in enumerate(jobs):
+            try:
+                pixels = read_image(job.image, max_pixels).pixels
+            except Exception as error:
+                results[i] = error
+            else:
+                groups.setdefault(job.options, {})[i] = pixels
+        for members in groups.values():
+            results |= attempt([jobs[i] for i in members], members)
+        return [results[i] for i in range(len(jobs))]
+
+    def attempt(group: Sequence[ImageJobT], members: Mapping[int, Any]) -> dict[int, ResultT | BaseException]:
+        try:
+            return dict(zip(members, run(group, list(members.values())), strict=True))
+        except Exception as error:
+            if len(group) == 1:
+                return dict.fromkeys(members, error)
+        one_by_one = (attempt([job], {i: members[i]}) for job, i in zip(group, members, strict=True))
+        return {i: result for single in one_by_one for i, result in single.items()}
+
+    return run_all
 
 
 def one_by_one(run: Callable[[JobT], ResultT]) -> Callable[[Sequence[JobT]], list[ResultT | BaseException]]:

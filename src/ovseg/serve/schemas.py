@@ -36,7 +36,7 @@ class Failure(BaseModel):
 class Healthy(Failure):
     """What health checks answer."""
 
-    errorCode: Literal[0] = 0  # type: ignore[assignment]  # noqa: N815
+    errorCode: Literal[0] = 0  # noqa: N815
     errorMsg: str = "Healthy"  # noqa: N815
 
 
