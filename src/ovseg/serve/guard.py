@@ -123,8 +123,8 @@ class _Exchange:
         gone = asyncio.ensure_future(self._gone())
         try:
             await asyncio.wait((answer, gone), timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                answer.result()
+            if answer.done() or self._complete:  # the server calls a client gone once it has its answer
+                await answer
             elif gone.done():
                 self._status = CLIENT_GONE
             elif not self._status:
@@ -211,6 +211,7 @@ class _Exchange:
             message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
         else:
             self._sent += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
         await self._send(message)
 
     async def _refuse(self, refused: Refused) -> None:
