@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import yaml
+from recognition_graphs import plain, write_detector, write_embedder
 
 from ovseg import Gallery, load_index
 from ovseg.cli import main
@@ -54,7 +57,7 @@ def test_remove_and_compact(folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert load_index(folder).ids.tolist() == [1]
     ids.write_text("1\nnorth\n")
     assert main(["index", "remove", str(folder), "--file", str(ids)]) == 2
-    assert "Line 2" in capsys.readouterr().err
+    assert "line 2" in capsys.readouterr().err
     assert main(["index", "compact", str(folder)]) == 0
     assert load_index(folder, verify=True).labels == ["north"]
 
@@ -77,3 +80,92 @@ def test_salvage(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["index", "salvage", str(folder), str(tmp_path / "saved")]) == 0
     assert "manifest.json is missing or damaged" in capsys.readouterr().err
     assert load_index(tmp_path / "saved", verify=True).labels == ["east", "north", "north"]
+
+
+@pytest.fixture
+def drinks(tmp_path: Path) -> Path:
+    """Pictures, their list, and the YAML file of a pipeline with tiny models."""
+    root = tmp_path / "drinks"
+    root.mkdir()
+    for name, colour in {"yellow": (0, 255, 255), "pink": (255, 0, 255), "rose": (255, 8, 255)}.items():
+        cv2.imwrite(str(root / f"{name}.png"), plain(colour))
+    (root / "gallery.txt").write_text("yellow.png yellow tea\npink.png\tpink soda\n")
+    modules = {
+        "Detection": {"model_dir": str(write_detector(tmp_path / "det"))},
+        "Recognition": {"model_dir": str(write_embedder(tmp_path / "rec"))},
+    }
+    (root / "shitu.yaml").write_text(yaml.safe_dump({"pipeline_name": "PP-ShiTuV2", "SubModules": modules}))
+    return root
+
+
+def test_build_append_search_and_run(drinks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, pipeline = str(tmp_path / "index"), ["--pipeline", str(drinks / "shitu.yaml")]
+    build = ["index", "build", index, "--images", str(drinks), "--labels", str(drinks / "gallery.txt"), *pipeline]
+    assert main(build) == 0
+    assert load_index(tmp_path / "index", verify=True).labels == ["yellow tea", "pink soda"]
+    assert main(build) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main([*build, "--force", "--metric-type", "L2"]) == 0
+
+    (drinks / "more.txt").write_text("rose.png rose soda\nnone.png nothing\n")
+    append = ["index", "append", index, "-i", str(drinks), "-l", str(drinks / "more.txt"), *pipeline]
+    assert main(append) == 2
+    assert "none.png does not exist" in capsys.readouterr().err and len(load_index(tmp_path / "index")) == 2
+    assert main([*append, "--skip-bad"]) == 0
+    assert "left out:" in (err := capsys.readouterr().err) and "1 added, 3 items" in err
+
+    assert main(["index", "duplicates", index, "--threshold", "0.01"]) == 0
+    output = capsys.readouterr()
+    assert output.out.split("  ")[2:] == ["1 pink soda pink.png", "|", "2 rose soda rose.png\n"]
+    assert "1 pairs, 1 of them with different labels" in output.err
+    assert main(["index", "duplicates", index, "--threshold", "0.01", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["paths"] == ["pink.png", "rose.png"]
+
+    scene = str(drinks / "scene.png")
+    cv2.imwrite(scene, np.hstack([plain((255, 0, 255)), plain((0, 255, 255))]))
+    search = ["index", "search", index, "--image", scene, "-k", "1", *pipeline]
+    for box, label in (("0,0,30,20", "pink"), ("[30, 0, 60, 20]", "yellow")):
+        assert main([*search, "--box", box]) == 0
+        assert label in capsys.readouterr().out
+    for box in ("30,0,60", "70,0,80,20", "20,0,10,5"):
+        assert main([*search, "--box", box]) == 2
+    assert main(["index", "search", index]) == 2
+    assert "--vector and --image" in capsys.readouterr().err
+
+    run = ["run", str(drinks / "shitu.yaml"), "--input", scene, "--json"]
+    assert main(run) == 2
+    assert "--index" in capsys.readouterr().err
+    run += ["--index", index]
+    assert main([*run, "--rec-topk", "1", "-o", str(tmp_path / "out")]) == 0
+    assert [box["labels"] for box in json.loads(capsys.readouterr().out)["boxes"]] == [["pink soda"], ["yellow tea"]]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scene_res.json", "scene_res.png"]
+    assert main([*run, "--det-threshold", "0.99", "--rec-threshold", "9", "--label", "rose soda", "--vote"]) == 0
+    assert [box["labels"] for box in json.loads(capsys.readouterr().out)["boxes"]] == [["rose soda"]]
+    assert main([*run, "--rec-topk", "0"]) == 2
+    assert main([*run, "--prompt", "[[1,2,3,4]]"]) == 2
+    assert main(["run", "instance_segmentation", "--det-model", "x", "--input", scene]) == 2
+
+
+def test_what_is_no_gallery_or_pipeline(drinks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lists = ["-i", str(drinks), "-l", str(drinks / "gallery.txt"), "--pipeline", str(drinks / "shitu.yaml")]
+    assert main(["index", "append", str(drinks), *lists]) == 2
+    assert "is not a gallery" in capsys.readouterr().err
+    assert main(["index", "build", str(drinks), *lists]) == 2
+    assert "is there and is not a gallery" in capsys.readouterr().err
+    assert main(["index", "append", str(tmp_path / "none"), *lists]) == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_gallery_in_milvus(drinks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("milvus_lite")
+    where = f"milvus://{tmp_path}/g.db"
+    lists = ["-i", str(drinks), "-l", str(drinks / "gallery.txt"), "--pipeline", str(drinks / "shitu.yaml")]
+    assert main(["index", "build", where, *lists]) == 0
+    assert main(["index", "append", where, *lists]) == 0
+    capsys.readouterr()
+    assert main(["index", "duplicates", where, "--json"]) == 0
+    pairs = json.loads(capsys.readouterr().out)
+    assert {tuple(pair["labels"]) for pair in pairs} == {("yellow tea",) * 2, ("pink soda",) * 2}
+    assert main(["index", "remove", where, str(pairs[0]["ids"][1])]) == 0
+    assert main(["index", "info", where, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == 3

@@ -228,7 +228,9 @@ def test_no_labels(tmp_path: Path, make: Make) -> None:
 
 
 def test_a_model_of_another_task(sam_folders: dict[str, Path], make: Make) -> None:
-    with pytest.raises(ModelError, match="is for open_vocabulary_segmentation, not for instance_seg"):
+    with pytest.raises(
+        ModelError, match="is of the family sam, for open_vocabulary_segmentation; needed is mask_rtdetr or"
+    ):
         make(model_dir=sam_folders["general"])
 
 

@@ -29,6 +29,15 @@ THRESHOLD = typer.Option(
 )
 BATCH_SIZE = typer.Option(None, "--batch-size", help="Images that go through the model at once.")
 MASK_FORMAT = typer.Option(None, "--mask-format", help="Masks in JSON: rle (the default) or list.")
+INDEX = typer.Option(None, "--index", help="Folder of a gallery, or milvus://...")
+DET_THRESHOLD = typer.Option(None, "--det-threshold", help="Least score of a detection, such as 0.5.")
+REC_THRESHOLD = typer.Option(None, "--rec-threshold", help="Least similarity (IP), or largest distance (L2).")
+REC_TOPK = typer.Option(None, "--rec-topk", help="Items of each object, at most.")
+HAMMING_RADIUS = typer.Option(None, "--hamming-radius", help="Largest distance in bits.")
+LABEL = typer.Option(None, "--label", help="Look only at items of this label; may be repeated.")
+VOTE = typer.Option(None, "--vote", help="Give each label once, those of the most items first.")
+DET_MODEL = typer.Option(None, "--det-model", help="Name of the detector, where there are two models.")
+DET_MODEL_DIR = typer.Option(None, "--det-model-dir", help="Model folder of the detector.")
 QUIET = typer.Option(False, "--quiet", "-q", help="Do not print the results.")
 AS_JSON = typer.Option(False, "--json", help="Print each result as one line of JSON, and nothing else.")
 
@@ -50,17 +59,27 @@ def run(
     prompt: str = PROMPT,
     threshold: str = THRESHOLD,
     batch_size: int = BATCH_SIZE,
+    index: str = INDEX,
+    det_threshold: float = DET_THRESHOLD,
+    rec_threshold: float = REC_THRESHOLD,
+    rec_topk: int = REC_TOPK,
+    hamming_radius: float = HAMMING_RADIUS,
+    label: list[str] = LABEL,
+    vote: bool = VOTE,
     save_path: str = SAVE_PATH,
     device: str = DEVICE,
     mask_format: str = MASK_FORMAT,
     model: str = MODEL,
     model_dir: str = MODEL_DIR,
+    det_model: str = DET_MODEL,
+    det_model_dir: str = DET_MODEL_DIR,
     quiet: bool = QUIET,
     as_json: bool = AS_JSON,
 ) -> int:
     """Run a pipeline over images, print the results and save them.
 
-    Prompts are for open_vocabulary_segmentation, --threshold and --batch-size for instance_segmentation.
+    Prompts are for open_vocabulary_segmentation, --threshold for instance_segmentation, and --index with the options
+    after it for PP-ShiTuV2.
 
     The exit status is 2 if an input was bad and 1 if something failed; the other inputs are done all the
     same.
@@ -83,9 +102,17 @@ def run(
         "threshold": _literal("--threshold", threshold, ConfigError, THRESHOLD_FORM),
         "batch_size": batch_size,
         "mask_format": mask_format,
+        "index": index,
+        "det_threshold": det_threshold,
+        "rec_threshold": rec_threshold,
+        "rec_topk": rec_topk,
+        "hamming_radius": hamming_radius,
+        "label": label or None,
+        "vote": vote,
     }
+    detector = {k: v for k, v in {"det_model": det_model, "det_model_dir": det_model_dir}.items() if v is not None}
     failures = _Failures()
-    made = create_pipeline(named, device=device, model=model, model_dir=model_dir)
+    made = create_pipeline(named, device=device, model=model, model_dir=model_dir, **detector)
     results = made.predict(input, **_options(made, given), on_error=failures.add)
     prints = as_json or not quiet
     # Results that are printed to the same terminal are progress enough.

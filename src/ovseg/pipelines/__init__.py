@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import os
 from pathlib import Path
@@ -102,4 +103,7 @@ def create_pipeline(
         raise ConfigError(f"{where} is for the pipeline {name!r}, which is not known.", f"Use {', '.join(PIPELINES)}.")
     module, class_name = PIPELINES[name]
     pipeline_class: type[Pipeline] = getattr(importlib.import_module(module, __name__), class_name)
+    known = {*inspect.signature(pipeline_class).parameters, *inspect.signature(Pipeline).parameters}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"The pipeline {name} has no option {unknown[0]}.", "Leave it out.")
     return pipeline_class(loaded, device=device, where=where, **options)

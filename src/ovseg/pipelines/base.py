@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from ..device import Device, ProviderRequests, resolve_device
 from ..errors import ModelError, OvsError
 from ..images import DEFAULT_MAX_PIXELS, Image, read_images
 from ..results.base import Result
+from ..zoo import ModelFolder
 from .config import check_keys, whole_number
 
 logger = logging.getLogger("ovseg")
+
+Model = TypeVar("Model")
 
 OnError = Callable[[OvsError], None]
 
@@ -55,12 +60,32 @@ class Pipeline(ABC):
         else:
             self.device = resolve_device(device, providers=providers, provider_options=provider_options)
         self._session_options: dict[str, Any] = {"threads": threads, "optimization": optimization}
+        self._models: dict[tuple[Path, str], Any] = {}
+        self._loading = threading.Lock()
         max_pixels = self._settings.get("max_pixels") if max_pixels is None else max_pixels
         self._max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else whole_number(max_pixels, "max_pixels", 0)
 
     @abstractmethod
     def predict(self, input: Any, *args: Any, **kwargs: Any) -> Iterator[Result]:
         """Return an iterator of results, one for each image of `input`, made as they are asked for."""
+
+    def _sub_modules(self, known: Mapping[str, Collection[str]], where: str) -> dict[str, dict[str, Any]]:
+        """Return the settings of each sub-module; `known` maps their names to the keys that they may have.
+
+        Raises:
+            ConfigError: a sub-module or a key that is not known.
+        """
+        modules = check_keys(self._settings.get("SubModules", {}), known, where)
+        return {name: check_keys(modules.get(name, {}), keys, f"{where}: {name}") for name, keys in known.items()}
+
+    def _loaded(self, folder: ModelFolder, device: Device, load: Callable[[], Model]) -> Model:
+        """Return the model of a folder on a device; `load` makes it the first time."""
+        with self._loading:
+            key = (folder.path, repr(device))  # a Device holds dicts, so it cannot be hashed
+            if key not in self._models:
+                self._models[key] = load()
+            model: Model = self._models[key]
+            return model
 
     def _device(self, device: str | Device | None) -> Device:
         """Return the device of one call: the pipeline's own where none is named."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError
+from ..zoo import ModelFolder, find_model
 
 # Keys of PaddleX that choose among Paddle's engines or say what we know already.
 IGNORED = frozenset({"use_hpip", "hpi_config", "engine", "engine_config", "pp_option", "module_name", "batch_size"})
@@ -50,7 +51,7 @@ def load_config(source: Any) -> tuple[dict[str, Any], str]:
 
 
 def check_keys(mapping: Any, known: Collection[str], where: str) -> dict[str, Any]:
-    """Return `mapping` without the keys that are ignored.
+    """Return `mapping` without the keys that are ignored and those that are null, which stands for the default.
 
     Raises:
         ConfigError: if it is no mapping or holds a key that is not known.
@@ -60,7 +61,45 @@ def check_keys(mapping: Any, known: Collection[str], where: str) -> dict[str, An
     for key in mapping:
         if key not in known and key not in IGNORED:
             raise ConfigError(f"{where} has the key {key!r}, which is not known.", f"Known keys: {', '.join(known)}.")
-    return {key: value for key, value in mapping.items() if key in known}
+    return {key: value for key, value in mapping.items() if key in known and value is not None}
+
+
+def overridden(settings: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """Return `settings` with the options of a call in their place, except those that are None."""
+    return {**settings, **{key: value for key, value in given.items() if value is not None}}
+
+
+def find_folder(
+    settings: Mapping[str, Any],
+    model: str | None,
+    model_dir: str | os.PathLike[str] | None,
+    *,
+    default: str,
+    families: Collection[str],
+) -> ModelFolder:
+    """Return the model folder that a sub-module uses.
+
+    Args:
+        settings: of the sub-module; its `model_dir` and then its `model_name` count where neither argument is
+            given.
+        model: name of the model.
+        model_dir: model folder; wins over `model`.
+        default: name of the model where nothing is given.
+        families: of the models that can be used.
+
+    Raises:
+        ModelError: if there is no such model, or it is of another family.
+    """
+    if model is None and model_dir is None:
+        model, model_dir = settings.get("model_name", default), settings.get("model_dir")
+    folder = find_model(model, None if model_dir is None else os.fspath(model_dir))
+    if folder.family not in families:
+        raise ModelError(
+            f"The model {folder.name} in {folder.path} is of the family {folder.family}, for {folder.task}; needed is "
+            f"{' or '.join(families)}.",
+            "`ovs models list` shows the models of each pipeline.",
+        )
+    return folder
 
 
 def whole_number(value: Any, what: str, least: int) -> int:

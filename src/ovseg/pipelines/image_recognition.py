@@ -6,7 +6,6 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +125,14 @@ class ImageRecognitionPipeline(Pipeline):
         embeddings = self._load(self._device(device))[1].embed(images)
         return binarise(embeddings) if metric == "hamming" else embeddings
 
+    def embed_for(self, index: IndexLike, images: Sequence[np.ndarray], device: str | None = None) -> np.ndarray:
+        """Return embeddings as `embed` does, of the metric of an index that is known to fit.
+
+        Raises:
+            GalleryError: the index is of another model or cannot be opened.
+        """
+        return self.embed(images, self._open(index).metric, device)
+
     # ------------------------------------------------------------ indexes
 
     def build_index(
@@ -161,8 +168,8 @@ class ImageRecognitionPipeline(Pipeline):
         """
         pictures = list_pictures(gallery_imgs, gallery_label)
         settings = self.index_settings(metric_type, index_type, **options)
-        made: Index = Gallery.of(settings) if index is None else create_index(index, settings)
-        return self._add(made, pictures, skip_bad, on_error, progress)
+        built = self._embedded(pictures, settings, skip_bad, on_error, progress)
+        return built if index is None else _moved(built, create_index(index, settings))
 
     def build_folder(
         self,
@@ -236,7 +243,9 @@ class ImageRecognitionPipeline(Pipeline):
         Raises:
             GalleryError: as `build_index`; or the index is of another model or cannot be opened. Nothing is added.
         """
-        return self._add(self._open(index), list_pictures(gallery_imgs, gallery_label), skip_bad, on_error, progress)
+        opened, pictures = self._open(index), list_pictures(gallery_imgs, gallery_label)
+        # All are embedded before any is added: an index that is in use is changed whole or not at all.
+        return _moved(self._embedded(pictures, opened.settings, skip_bad, on_error, progress), opened)
 
     def remove_index(self, remove_ids: Any, index: IndexLike) -> Index:
         """Remove items from an index of any type, and return it; `save` commits the change to its folder.
@@ -252,27 +261,25 @@ class ImageRecognitionPipeline(Pipeline):
         opened.remove(read_id_file(remove_ids) if isinstance(remove_ids, str | os.PathLike) else remove_ids)
         return opened
 
-    def _add(
+    def _embedded(
         self,
-        index: Index,
         pictures: Sequence[Picture],
+        settings: Settings,
         skip_bad: bool,
         on_error: OnError | None,
         progress: Progress | None,
-    ) -> Index:
-        # All are embedded before any is added: an index that is in use is changed whole or not at all.
-        staged = Gallery.of(replace(index.settings, index_type="Flat"))
-        bad = BadPictures(skip_bad, on_error or _log)
+    ) -> Gallery:
+        """Return a gallery of pictures, in memory."""
+        gallery = Gallery.of(settings)
         add_pictures(
-            staged,
+            gallery,
             pictures,
-            lambda images: self.embed(images, index.metric),
-            bad,
+            lambda images: self.embed(images, settings.metric),
+            BadPictures(skip_bad, on_error or _log),
             max_pixels=self._max_pixels,
             progress=progress,
         )
-        index.add(staged.embeddings(), staged.labels, staged.metadata)
-        return index
+        return gallery
 
     def _open(self, index: IndexLike | None) -> Index:
         """Return an index that fits the feature model.
@@ -321,7 +328,7 @@ class ImageRecognitionPipeline(Pipeline):
         hamming_radius: float | None = None,
         device: str | None = None,
         *,
-        labels: str | Iterable[str] | None = None,
+        label: str | Iterable[str] | None = None,
         vote: bool = False,
         batch_size: int | None = None,
         on_error: OnError | None = None,
@@ -338,7 +345,7 @@ class ImageRecognitionPipeline(Pipeline):
             rec_topk: items of each object, at most; all of them, where the index has fewer.
             hamming_radius: as `rec_threshold`, in bits, for the hamming metric.
             device: device of this call; None is the pipeline's.
-            labels: look only at items of this label, or of these.
+            label: look only at items of this label, or of these.
             vote: give each label once, those of the most items first, with the score of its nearest item.
             batch_size: images that are handled together; their objects go through the feature model in batches.
             on_error: gets the error of each bad image. By default it is logged as a warning, or raised where
@@ -361,7 +368,7 @@ class ImageRecognitionPipeline(Pipeline):
             limit = _number(self._radius if hamming_radius is None else hamming_radius, "hamming_radius")
         else:
             limit = self._rec_threshold if rec_threshold is None else _number(rec_threshold, "rec_threshold")
-        among = labels if labels is None or isinstance(labels, str) else list(labels)
+        among = label if label is None or isinstance(label, str) else list(label)
         batch = self._batch_size if batch_size is None else whole_number(batch_size, "batch_size", 1)
         detector, embedder = self._load(self._device(device))
 
@@ -405,6 +412,12 @@ class ImageRecognitionPipeline(Pipeline):
                     Embedder(self._rec_folder, device, batch_size=self._rec_batch_size, session_options=options),
                 )
             return self._models[key]
+
+
+def _moved(items: Gallery, index: Index) -> Index:
+    """Add all items of a gallery to an index, and return it."""
+    index.add(items.embeddings(), items.labels, items.metadata)
+    return index
 
 
 def check_topk(topk: Any) -> None:

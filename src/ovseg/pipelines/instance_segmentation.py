@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..device import Device
 from ..errors import ModelError
 from ..images import Image
+from ..model_folder import FAMILIES
 from ..results.instance_segmentation import InstanceSegmentationResult
 from ..results.open_vocabulary_segmentation import check_mask_format
 from ..stages.detection import parse_threshold
-from ..zoo import ModelFolder, find_model
 from .base import OnError, Pipeline
-from .config import check_keys, whole_number
+from .config import find_folder, overridden, whole_number
 from .segmenter import Instances, Segmenter
 
 MODEL = "Mask-RT-DETR-S"
 THRESHOLD = 0.5
 _SUB_MODULE = "InstanceSegmentation"
+_FAMILIES = tuple(family for family, (task, _) in FAMILIES.items() if task == "instance_segmentation")
 _KEYS = ("model_name", "model_dir", "batch_size", "threshold")
 
 Threshold = float | Mapping[Any, float]
@@ -62,21 +62,16 @@ class InstanceSegmentationPipeline(Pipeline):
         **options: Any,
     ) -> None:
         super().__init__(config, where=where, **options)
-        modules = check_keys(self._settings.get("SubModules") or {}, (_SUB_MODULE,), where)
-        settings = check_keys(modules.get(_SUB_MODULE) or {}, _KEYS, f"{where}: {_SUB_MODULE}")
-        given = {"threshold": threshold, "batch_size": batch_size}
-        settings |= {key: value for key, value in given.items() if value is not None}
-        chosen = self._settings.get("mask_format") if mask_format is None else mask_format
-        self.mask_format = check_mask_format("list" if chosen is None else chosen)
-        if model is None and model_dir is None:
-            model, model_dir = settings.get("model_name") or MODEL, settings.get("model_dir")
-        self._folder = _find_folder(model, model_dir)
-        least = settings.get("threshold")
-        self._thresholds = parse_threshold(THRESHOLD if least is None else least, self.labels, THRESHOLD)
-        batch = settings.get("batch_size")
-        self._batch_size = whole_number(1 if batch is None else batch, "batch_size", 1)
-        self._models: dict[str, Segmenter] = {}
-        self._loading = threading.Lock()
+        settings = self._settings | self._sub_modules({_SUB_MODULE: _KEYS}, where)[_SUB_MODULE]
+        settings = overridden(settings, threshold=threshold, batch_size=batch_size, mask_format=mask_format)
+        self.mask_format = check_mask_format(settings.get("mask_format", "list"))
+        self._folder = find_folder(settings, model, model_dir, default=MODEL, families=_FAMILIES)
+        if not self.labels:
+            raise ModelError(
+                f"{self._folder.path / 'model.yaml'} has no labels.", "Add the class names, or export the model again."
+            )
+        self._thresholds = parse_threshold(settings.get("threshold", THRESHOLD), self.labels, THRESHOLD)
+        self._batch_size = whole_number(settings.get("batch_size", 1), "batch_size", 1)
         self._model(self.device)
 
     @property
@@ -142,11 +137,7 @@ class InstanceSegmentationPipeline(Pipeline):
 
     def _model(self, device: Device) -> Segmenter:
         """Return the model on a device, loading it the first time."""
-        with self._loading:
-            key = repr(device)  # a Device holds dicts, so it cannot be hashed
-            if key not in self._models:
-                self._models[key] = Segmenter(self._folder, device, self._session_options)
-            return self._models[key]
+        return self._loaded(self._folder, device, lambda: Segmenter(self._folder, device, self._session_options))
 
     def _result(
         self, image: Image, found: Instances, gives_boxes: bool, mask_format: str
@@ -168,22 +159,3 @@ class InstanceSegmentationPipeline(Pipeline):
             mask_format,
             crop_in_json=gives_boxes,
         )
-
-
-def _find_folder(model: str | None, model_dir: str | os.PathLike[str] | None) -> ModelFolder:
-    """Return the model folder.
-
-    Raises:
-        ModelError: if there is none, it is of another task, or it names no classes.
-    """
-    folder = find_model(model, None if model_dir is None else os.fspath(model_dir))
-    if folder.task != InstanceSegmentationPipeline.name:
-        raise ModelError(
-            f"The model {folder.name} in {folder.path} is for {folder.task}, not for instance_segmentation.",
-            "`ovs models list` shows the models of each pipeline.",
-        )
-    if not folder.labels:
-        raise ModelError(
-            f"{folder.path / 'model.yaml'} has no labels.", "Add the class names, or export the model again."
-        )
-    return folder

@@ -7,7 +7,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,9 +17,9 @@ from ..errors import ConfigError, ImageError, ModelError, PromptError
 from ..images import Image, read_images
 from ..results.open_vocabulary_segmentation import OpenVocabularySegmentationResult, check_mask_format
 from ..stages.prompts import Prompts, check_inside, parse_boxes, parse_points, parse_prompts
-from ..zoo import ModelFolder, find_model
+from ..zoo import ModelFolder
 from .base import OnError, Pipeline
-from .config import check_keys, whole_number
+from .config import find_folder, overridden, whole_number
 from .sam import Embedding, SamModel
 
 MODEL = "SAM-tiny"
@@ -64,14 +63,14 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         **options: Any,
     ) -> None:
         super().__init__(config, where=where, **options)
-        given = {"embedding_cache": embedding_cache, "prompt_batch": prompt_batch, "mask_format": mask_format}
-        settings = self._settings | {key: value for key, value in given.items() if value is not None}
+        settings = overridden(
+            self._settings, embedding_cache=embedding_cache, prompt_batch=prompt_batch, mask_format=mask_format
+        )
         self.mask_format = check_mask_format(settings.get("mask_format", "list"))
         self._batch = whole_number(settings.get("prompt_batch", 16), "prompt_batch", 1)
         self._embeddings = _Lru(whole_number(settings.get("embedding_cache", 4), "embedding_cache", 0))
-        self._folders = _find_folders(settings.get("SubModules") or {}, where, model, model_dir)
-        self._models: dict[tuple[Path, str], SamModel] = {}
-        self._loading = threading.Lock()
+        modules = self._sub_modules(dict.fromkeys(_SUB_MODULES.values(), ("model_name", "model_dir")), where)
+        self._folders = _find_folders(modules, model, model_dir)
         folders = {folder.path for folder in self._folders.values() if isinstance(folder, ModelFolder)}
         if len(folders) == 1:
             # There is no doubt which model will be used: what is wrong with it or the device shows now.
@@ -151,12 +150,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         folder = self._folders[prompt_type]
         if isinstance(folder, ModelError):
             raise folder
-        with self._loading:
-            # A Device holds dicts, so it cannot be hashed.
-            key = (folder.path, repr(device))
-            if key not in self._models:
-                self._models[key] = SamModel(folder, device, batch=self._batch, session_options=self._session_options)
-            return self._models[key]
+        return self._loaded(
+            folder, device, lambda: SamModel(folder, device, batch=self._batch, session_options=self._session_options)
+        )
 
     def _embed(self, model: SamModel, pixels: np.ndarray) -> Embedding:
         """Return the embedding of an image, from the cache where the same pixels were there lately."""
@@ -256,7 +252,7 @@ class _Lru:
 
 
 def _find_folders(
-    sub_modules: Any, where: str, model: str | None, model_dir: str | os.PathLike[str] | None
+    modules: Mapping[str, Mapping[str, Any]], model: str | None, model_dir: str | os.PathLike[str] | None
 ) -> dict[str, ModelFolder | ModelError]:
     """Return for each kind of prompt its model folder, or why there is none.
 
@@ -266,21 +262,10 @@ def _find_folders(
     Raises:
         ModelError: if there is a model for neither.
     """
-    modules = check_keys(sub_modules, list(_SUB_MODULES.values()), where)
     folders: dict[str, ModelFolder | ModelError] = {}
     for kind, key in _SUB_MODULES.items():
-        settings = check_keys(modules.get(key) or {}, ("model_name", "model_dir"), f"{where}: {key}")
-        name, folder = settings.get("model_name") or MODEL, settings.get("model_dir")
-        if model is not None or model_dir is not None:
-            name, folder = model, model_dir
         try:
-            found = find_model(name, folder)
-            if found.family != "sam":
-                raise ModelError(
-                    f"The model {found.name} in {found.path} is of the family {found.family}, not sam.",
-                    "`ovs models list` shows the models of each pipeline.",
-                )
-            folders[kind] = found
+            folders[kind] = find_folder(modules[key], model, model_dir, default=MODEL, families=("sam",))
         except ModelError as error:
             folders[kind] = error
     missing = [folder for folder in folders.values() if isinstance(folder, ModelError)]
