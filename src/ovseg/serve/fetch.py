@@ -23,11 +23,22 @@ from ..errors import ImageError
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CURE = "Send the image itself, as Base64."
-# IPv6 that stands for IPv4 (translated, 6to4, Teredo), and so could stand for a private one; and the address at
-# which Azure's machines find their metadata service, which is a public one.
+# What Python's tables, which differ by version, may call global: IPv6 that stands for IPv4 (translated, 6to4, Teredo)
+# and so could stand for a private address; former site-local IPv6; and where clouds have a metadata service at an
+# address that is not link-local (Azure, Oracle).
 _REFUSED = tuple(
     ipaddress.ip_network(network)
-    for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "168.63.129.16/32")
+    for network in (
+        "::/96",
+        "::ffff:0:0:0/96",
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2001::/23",
+        "2002::/16",
+        "fec0::/10",
+        "168.63.129.16/32",
+        "192.0.0.0/24",
+    )
 )
 
 _Resolve = Callable[[str, int], list[str]]

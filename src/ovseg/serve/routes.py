@@ -16,7 +16,7 @@ import PIL.Image
 from fastapi import FastAPI, Request
 
 from .._decoding import Image, count_pages, decode_pages
-from ..errors import ImageError, OvsError, PromptError
+from ..errors import ConfigError, GalleryError, ImageError, OvsError, PromptError
 from ..index import Gallery, Index
 from ..pipelines.image_recognition import ImageRecognitionPipeline
 from ..pipelines.instance_segmentation import InstanceSegmentationPipeline
@@ -337,6 +337,7 @@ def add_image_recognition(app: FastAPI, context: Context, pipeline: ImageRecogni
     """Add the routes of the pipeline; return the paths added."""
     limits = context.settings
     store = IndexStore(limits.index_dir, limits.max_open_indexes)
+    has_index = _names_an_index(pipeline)
 
     def recognise(jobs: Sequence[_RecognitionJob], pixels: Sequence[Any]) -> Iterator[RecognitionResult]:
         key, det_threshold, rec_threshold, topk, radius = jobs[0].options
@@ -424,10 +425,25 @@ def add_image_recognition(app: FastAPI, context: Context, pipeline: ImageRecogni
 
     @app.post("/shitu-infer", operation_id="recognise", **options)
     async def infer(body: RecognitionRequest, request: Request) -> Success[RecognitionResult]:
+        if body.indexKey is None and not has_index:
+            raise GalleryError("indexKey is missing, and no index is configured.", "Send that of an index.")
         job = _RecognitionJob(body, await context.load(body.image), context.visualize(body.visualize))
         return Success(logId=request.state.log_id, result=await queue.submit(job))
 
     return ["/shitu-index-build", "/shitu-index-add", "/shitu-index-remove", "/shitu-infer"]
+
+
+def _names_an_index(pipeline: ImageRecognitionPipeline) -> bool:
+    """Whether the configuration has an index.
+
+    Raises:
+        GalleryError: it has one that cannot be opened.
+    """
+    try:
+        pipeline.predict([])
+    except ConfigError:
+        return False
+    return True
 
 
 def _check(job: _IndexJob) -> None:

@@ -3,8 +3,9 @@
 import { download, post, say, toBase64 } from "./api.js";
 import { boundsOf, css, encodeRle, paintMask } from "./masks.js";
 
-// Larger images are shown smaller, and sent as they are.
-const MOST = 1600;
+// The canvas is as large as there is room, within limits; images are sent as they are.
+const MOST_PIXELS = 1600;
+const MOST_TIMES = 3;
 
 export class Stage {
   // `onImage` is called when an image has been loaded, `decorate` after everything else has been drawn.
@@ -59,7 +60,8 @@ export class Stage {
       say(`${file.name} is not an image that this browser can show.`, true);
       return;
     }
-    const scale = Math.min(1, MOST / Math.max(bitmap.width, bitmap.height));
+    const room = Math.min(this.element.clientWidth / bitmap.width, (innerHeight - 140) / bitmap.height) * 0.97;
+    const scale = Math.min(room, MOST_TIMES, MOST_PIXELS / Math.max(bitmap.width, bitmap.height));
     this.canvas.width = Math.max(1, Math.round(bitmap.width * scale));
     this.canvas.height = Math.max(1, Math.round(bitmap.height * scale));
     this.image = {
