@@ -359,7 +359,7 @@ def test_addresses_are_not(service: Service, host: str) -> None:
 def test_requests_of_other_origins_need_a_preflight_that_is_refused(service: Service) -> None:
     """A page elsewhere may send a form, and a form is not JSON."""
     body = json.dumps({"image": SMALL, "prompt": [[5, 5]], "prompt_type": "point"})
-    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+    for kind in ("text/plain", "application/x-www-form-urlencoded", None):
         response = requests.post(service.url + PROMPT, data=body, headers={"content-type": kind}, timeout=60)
         expect(response, 422)
     preflight = requests.options(service.url + PROMPT, headers={"origin": "http://evil.example"}, timeout=60)
