@@ -90,7 +90,7 @@ def test_paddlex_key_for_services(served: dict[str, Any], config: Path, serving:
         (["--pipeline", "CONFIG", "--workers", "0"], "workers is 0"),
         (["--pipeline", "CONFIG", "--deadline", "-1"], "deadline is -1"),
         (["--pipeline", "CONFIG", "--token", " "], "token"),
-        (["--pipeline", "CONFIG", "--port", "70000"], "70000"),
+        (["--pipeline", "CONFIG", "--port", "70000"], "65535"),
         (["--model", "x"], "one --pipeline"),
     ],
 )

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
-from recognition_graphs import halves, plain
+from recognition_graphs import plain
 from service_process import Service, as_base64
 
 from ovseg.samples import sample_path
@@ -253,11 +253,8 @@ def test_recognise(page: Any) -> None:
         page.fill("#label", label)
         drop(page, "#gallery-drop", (f"{label}.png", as_base64(plain(colour))))
         sync_api.expect(page.locator("#gallery li")).to_have_count(number)
-    picture = as_base64(halves((20, 250, 20), (250, 20, 20), 120, 160))
-    drop(page, "#recognise .stage", ("query.png", picture))
-    sync_api.expect(page.locator("#recognise-list li")).not_to_have_count(0)
-    names = set(page.locator("#recognise-list .name").all_inner_texts())
-    assert names <= {"green", "blue", "not in the gallery"} and names & {"green", "blue"}
+    drop(page, "#recognise .stage", ("query.png", as_base64(plain((10, 200, 10), 120, 160))))
+    sync_api.expect(page.locator("#recognise-list .name")).to_have_text(["green"])
     page.get_by_title("Remove green, id 0").click()
     sync_api.expect(page.locator("#gallery li")).to_have_count(1)
 
