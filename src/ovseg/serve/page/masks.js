@@ -66,23 +66,27 @@ export function wholeMask(mask, image) {
 
 // Two canvases as large as the view: the inside of a mask, and its outline.
 export function paintMask(mask, image, width, height, colour) {
-  const inside = new ImageData(width, height);
-  const outline = new ImageData(width, height);
-  const at = (x, y) => mask[Math.floor(((x + 0.5) * image.width) / width) * image.height
-    + Math.floor(((y + 0.5) * image.height) / height)];
-  for (let y = 0, i = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, i += 4) {
-      if (!at(x, y)) continue;
-      const edge = x === 0 || y === 0 || x === width - 1 || y === height - 1
-        || !at(x - 1, y) || !at(x + 1, y) || !at(x, y - 1) || !at(x, y + 1);
-      const target = edge ? outline.data : inside.data;
-      [target[i], target[i + 1], target[i + 2]] = colour;
-      target[i + 3] = 255;
+  const rows = Int32Array.from({ length: height }, (_, y) => Math.floor(((y + 0.5) * image.height) / height));
+  // The mask as the view has it, row after row, with a border of nothing.
+  const stride = width + 2;
+  const shown = new Uint8Array(stride * (height + 2));
+  for (let x = 0; x < width; x++) {
+    const column = Math.floor(((x + 0.5) * image.width) / width) * image.height;
+    for (let y = 0, i = stride + x + 1; y < height; y++, i += stride) shown[i] = mask[column + rows[y]];
+  }
+  const layers = [new ImageData(width, height), new ImageData(width, height)];
+  const [inside, outline] = layers.map((layer) => new Uint32Array(layer.data.buffer));
+  const value = new Uint32Array(new Uint8Array([...colour, 255]).buffer)[0];
+  for (let y = 0, at = 0, i = stride + 1; y < height; y++, i += 2) {
+    for (let x = 0; x < width; x++, at++, i++) {
+      if (!shown[i]) continue;
+      const surrounded = shown[i - 1] & shown[i + 1] & shown[i - stride] & shown[i + stride];
+      (surrounded ? inside : outline)[at] = value;
     }
   }
-  return [inside, outline].map((data) => {
+  return layers.map((layer) => {
     const canvas = new OffscreenCanvas(width, height);
-    canvas.getContext("2d").putImageData(data, 0, 0);
+    canvas.getContext("2d").putImageData(layer, 0, 0);
     return canvas;
   });
 }

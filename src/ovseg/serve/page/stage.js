@@ -83,8 +83,9 @@ export class Stage {
   async ask(path, body) {
     const image = this.image;
     const busy = this.element.querySelector(".busy");
+    // Only for what takes long: drawing it costs the browser something.
+    const patience = setTimeout(() => { busy.hidden = false; }, 400);
     this.asking = (this.asking ?? 0) + 1;
-    busy.hidden = false;
     try {
       const result = await post(path, { image: image.data, visualize: false, ...body });
       return this.image === image ? result : null;
@@ -93,7 +94,8 @@ export class Stage {
       return null;
     } finally {
       this.asking -= 1;
-      busy.hidden = this.asking > 0 ? false : true;
+      clearTimeout(patience);
+      if (!this.asking) busy.hidden = true;
     }
   }
 
