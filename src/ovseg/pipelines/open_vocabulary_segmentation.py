@@ -116,8 +116,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
 
         def segment(image: Image) -> OpenVocabularySegmentationResult:
             check_inside(prompts, image.height, image.width, image.path)
-            masks = model.segment(self._embed(model, image.pixels), prompts)
-            return _result(image, prompts, masks, chosen)
+            found = model.segment(self._embed(model, image.pixels), prompts)
+            return _result(image, prompts, *found, chosen)
 
         return self._results(input, segment, on_error)  # type: ignore[return-value]
 
@@ -213,7 +213,7 @@ class OpenImage:
                 self._embeddings[model] = self._pipeline._embed(model, image.pixels)
             embedding = self._embeddings[model]
         chosen = self._pipeline.mask_format if mask_format is None else check_mask_format(mask_format)
-        return _result(image, prompts, model.segment(embedding, prompts), chosen)
+        return _result(image, prompts, *model.segment(embedding, prompts), chosen)
 
     def close(self) -> None:
         """Let go of the image and its embedding."""
@@ -274,7 +274,9 @@ def _find_folders(
     return folders
 
 
-def _result(image: Image, prompts: Prompts, masks: np.ndarray, mask_format: str) -> OpenVocabularySegmentationResult:
+def _result(
+    image: Image, prompts: Prompts, masks: np.ndarray, scores: np.ndarray | None, mask_format: str
+) -> OpenVocabularySegmentationResult:
     label = f"{prompts.kind}_prompt"
     infos = [{"label": label, "prompt": given} for given in prompts.given]
     if prompts.labels is not None and prompts.coords.shape[1] > 1:
@@ -290,4 +292,5 @@ def _result(image: Image, prompts: Prompts, masks: np.ndarray, mask_format: str)
         },
         image.pixels,
         mask_format,
+        scores=None if scores is None else scores.tolist(),
     )

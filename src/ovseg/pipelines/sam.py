@@ -64,6 +64,7 @@ class SamModel:
         self._decoder = Session(folder.files["decoder"], device, **session_options)
         inputs = {tensor.name: tensor for tensor in self._decoder.inputs}
         self._embeddings = [tensor.name for tensor in self._encoder.outputs]
+        self._scores = [tensor.name for tensor in self._decoder.outputs if tensor.name == "iou_predictions"]
         kinds = {
             "general": ("point_coords", "point_labels", "mask_input", "has_mask_input"),
             "boxes": ("boxes",),
@@ -107,7 +108,7 @@ class SamModel:
                 "Use the model SAM-tiny for several points of one object.",
             )
 
-    def segment(self, embedding: Embedding, prompts: Prompts) -> np.ndarray:
+    def segment(self, embedding: Embedding, prompts: Prompts) -> tuple[np.ndarray, np.ndarray | None]:
         """Run the decoder on prompts of an image.
 
         Args:
@@ -115,7 +116,8 @@ class SamModel:
             prompts: prompts in pixels of the image.
 
         Returns:
-            NxHxW int8 of 0 and 1: a mask of the image for each prompt.
+            NxHxW int8 of 0 and 1: a mask of the image for each prompt; and N float32, the IoU that the model
+            expects each mask to have with the true one, or None where the decoder does not tell.
 
         Raises:
             PromptError: if the decoder cannot take the prompts.
@@ -124,14 +126,19 @@ class SamModel:
         height, width = embedding.height, embedding.width
         feeds = self._prompt_feeds(prompts, height, width)
         masks = np.empty((len(prompts), height, width), dtype=bool)
+        scores = np.empty(len(prompts), np.float32) if self._scores else None
+        outputs = ["low_res_masks", *self._scores]
         for start in range(0, len(prompts), self._batch):
             part = {name: value[start : start + self._batch] for name, value in feeds.items()}
             if self._kind == "general":
                 part |= self._no_mask(1 if self._one_mask else len(part["point_coords"]))
-            low_res = self._decoder.run({**embedding.tensors, **part}, ["low_res_masks"])["low_res_masks"]
+            found = self._decoder.run({**embedding.tensors, **part}, outputs)
             # The first mask is that of SAM's single-mask token, the one that PaddleX's graphs return.
-            upsample_masks(low_res[:, 0], self.size, height, width, out=masks[start : start + self._batch])
-        return masks.view(np.int8)
+            low_res = found["low_res_masks"][:, 0]
+            upsample_masks(low_res, self.size, height, width, out=masks[start : start + self._batch])
+            if scores is not None:
+                scores[start : start + self._batch] = found["iou_predictions"][:, 0]
+        return masks.view(np.int8), scores
 
     def _prompt_feeds(self, prompts: Prompts, height: int, width: int) -> dict[str, np.ndarray]:
         coords = scale_coords(prompts.coords, height, width, self.size)

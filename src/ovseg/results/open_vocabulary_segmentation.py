@@ -38,10 +38,20 @@ class OpenVocabularySegmentationResult(Result):
         pixels: HxWx3 uint8 BGR.
         mask_format: how JSON holds the masks: "list" (nested lists, as PaddleX) or "rle" (COCO run lengths,
             `{"size": [H, W], "counts": str}`, a thousandth of the size).
+        scores: for each mask the IoU that the model expects it to have with the true one; None where the model
+            does not tell. It is not among the keys, which are PaddleX's.
     """
 
-    def __init__(self, data: dict[str, Any], pixels: np.ndarray, mask_format: str = "list") -> None:
+    def __init__(
+        self,
+        data: dict[str, Any],
+        pixels: np.ndarray,
+        mask_format: str = "list",
+        *,
+        scores: list[float] | None = None,
+    ) -> None:
         super().__init__(data, pixels)
+        self.scores = scores
         self.mask_format = check_mask_format(mask_format)
 
     def _json_data(self, mask_format: str | None = None) -> dict[str, Any]:
