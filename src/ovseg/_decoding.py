@@ -45,11 +45,13 @@ class Image:
         pixels: uint8 array of shape (height, width, 3), channels in BGR order.
         path: the file or URL as it was given or found, "-" for standard input, None for an array.
         page_index: 0-based page of a PDF or TIFF, None for every other image.
+        frame_index: 0-based frame of a video, None for every other image.
     """
 
     pixels: np.ndarray
     path: str | None = None
     page_index: int | None = None
+    frame_index: int | None = None
 
     @property
     def height(self) -> int:
@@ -237,6 +239,38 @@ def _pdf_pages(data: bytes, name: str, max_pixels: float) -> Iterator[Image | Ov
     finally:
         with _pdfium:
             document.close()
+
+
+def decode_frames(path: str, max_pixels: float) -> Iterator[Image | OvsError]:
+    """Yield the frames of a video file one by one, or in their place the error that says why there is none."""
+    reader = cv2.VideoCapture(path)
+    try:
+        index = 0
+        while reader.isOpened():
+            there, pixels = reader.read()
+            if not there:
+                break
+            if pixels.shape[0] * pixels.shape[1] > max_pixels:
+                cause = f"{shown(path)} has {pixels.shape[1]} × {pixels.shape[0]} pixels; the limit is {max_pixels}."
+                yield ImageError(cause, "Scale it down, or raise max_pixels (0 for no limit) if you trust the file.")
+                return
+            yield Image(pixels, path, frame_index=index)
+            index += 1
+    finally:
+        reader.release()
+    if index == 0:
+        cure = "Check that it plays, or save its frames as images and give their folder."
+        yield ImageError(f"{shown(path)} is not a video that OpenCV can read.", cure)
+
+
+def frame_rate(path: str) -> float | None:
+    """Frames a second of a video file, or None where it does not say."""
+    reader = cv2.VideoCapture(path)
+    try:
+        rate = reader.get(cv2.CAP_PROP_FPS) if reader.isOpened() else 0.0
+    finally:
+        reader.release()
+    return float(rate) if 0 < rate < 1000 else None
 
 
 def _open_pdf(data: bytes, name: str) -> Any:

@@ -14,15 +14,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._decoding import Image, attempt, count_pages, decode_pages, shown
+from ._decoding import Image, attempt, count_pages, decode_frames, decode_pages, frame_rate, shown
 from .errors import ConfigError, ImageError, OvsError
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
     "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
     "Image",
     "Source",
     "count_images",
+    "frame_rate",
     "is_single",
     "read_images",
 ]
@@ -54,6 +56,9 @@ IMAGE_SUFFIXES = (
 )
 """Files taken from a directory, PDF included as in PaddleX. A file given by name may have any suffix."""
 
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+"""Files that are read as videos, frame by frame. They are not taken from a directory."""
+
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # two letters at least: C:// is a drive
 
 Source: TypeAlias = "np.ndarray | str | os.PathLike[str] | list[Any] | tuple[Any, ...] | Iterator[Any]"
@@ -68,7 +73,7 @@ def read_images(
     """Read the images of a source one by one, each only when it is asked for.
 
     EXIF orientation is applied, alpha is dropped, grey is repeated in three channels, 16 bits are divided by
-    256. A GIF gives its first frame, a TIFF or PDF every page.
+    256. A GIF gives its first frame, a TIFF or PDF every page, a video every frame.
 
     Args:
         source: a uint8 array (H×W×3 BGR, H×W×4 BGRA, H×W or H×W×1 grey); the path of an image, a PDF or a
@@ -96,7 +101,7 @@ def read_images(
 def is_single(source: Source) -> bool:
     """Whether the source names one thing (array, file, URL, standard input) and not a set of them."""
     if isinstance(source, str | os.PathLike):
-        return not _is_directory(source)
+        return not _is_directory(source) and not os.fsdecode(source).lower().endswith(VIDEO_SUFFIXES)
     return isinstance(source, np.ndarray)
 
 
@@ -105,7 +110,7 @@ def count_images(source: Source) -> int | None:
 
     Returns:
         The number, in which a file that cannot be read counts as one; None for a directory, an iterator,
-        standard input, and a PDF or TIFF by URL.
+        standard input, a video, and a PDF or TIFF by URL.
     """
     if isinstance(source, list | tuple):
         counts = [count_images(item) for item in source]
@@ -116,6 +121,8 @@ def count_images(source: Source) -> int | None:
     if source == "-" or _is_directory(source):
         return None
     name = os.fsdecode(source)
+    if name.lower().endswith(VIDEO_SUFFIXES):
+        return None
     if not name.lower().endswith(_PAGED_SUFFIXES):
         return 1
     if _URL.match(name):
@@ -153,6 +160,8 @@ def _items(source: object, max_pixels: float) -> Iterator[Image | OvsError]:
         name = os.fsdecode(source)
         if _is_directory(name):
             yield from _directory_items(name, max_pixels)
+        elif name.lower().endswith(VIDEO_SUFFIXES):
+            yield from _video_items(name, max_pixels)
         else:
             yield from _file_items(name, _read_file, max_pixels)
     elif isinstance(source, list | tuple | Iterator) and not isinstance(source, io.IOBase):
@@ -194,6 +203,16 @@ def _file_items(name: str, load: Callable[[str], bytes], max_pixels: float) -> I
         yield error
     else:
         yield from decode_pages(data, name, max_pixels)
+
+
+def _video_items(name: str, max_pixels: float) -> Iterator[Image | OvsError]:
+    try:
+        with Path(name).open("rb"):
+            pass
+    except (OSError, ValueError) as error:
+        yield _unreadable(name, error)
+    else:
+        yield from decode_frames(name, max_pixels)
 
 
 def _walk(folder: str) -> Iterator[str | ImageError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -20,9 +21,11 @@ __all__ = [
     "Metric",
     "ModelFolder",
     "ModelSpec",
+    "added_models",
     "bundled_dir",
     "find_model",
     "installed_dir",
+    "is_name",
     "load_zoo",
     "model_spec",
     "open_model_folder",
@@ -100,6 +103,21 @@ class ModelSpec:
     bundled: bool = False
 
 
+def is_name(name: str) -> bool:
+    """Whether `name` can be the name of a model, and so of a folder."""
+    return bool(_NAME.fullmatch(name))
+
+
+def added_models() -> list[ModelFolder]:
+    """Return the model folders in the cache that are not of the zoo, by name; broken ones are left out."""
+    zoo, found = load_zoo(), []
+    for described in sorted(models_dir().glob("*/model.yaml")):
+        if is_name(described.parent.name) and described.parent.name not in zoo:
+            with contextlib.suppress(ModelError):
+                found.append(open_model_folder(described.parent))
+    return found
+
+
 def zoo_path() -> Path:
     """Return the table in use: `OVSEG_ZOO`, else the one in the package, else that of the source checkout."""
     chosen = os.environ.get("OVSEG_ZOO")
@@ -141,7 +159,7 @@ def model_spec(name: str, zoo: Mapping[str, ModelSpec] | None = None) -> ModelSp
 
 
 def _spec(name: str, entry: Any, zoo: Mapping[str, Any], where: str) -> ModelSpec:
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ConfigError(f"{where}: '{name}' cannot be a folder name.", "Use letters, digits and . _ + - only.")
     schema.check(entry, _ENTRY_FIELDS, where, ConfigError)
     check_task(entry, where, ConfigError)
@@ -199,7 +217,7 @@ def bundled_dir(name: str) -> Path:
 
 def installed_dir(name: str) -> Path | None:
     """Return the folder of the model `name` on this machine, bundled before cached, or None."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         return None
     folders = (bundled_dir(name), models_dir() / name)
     return next((folder for folder in folders if (folder / "model.yaml").is_file()), None)

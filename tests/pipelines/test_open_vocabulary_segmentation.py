@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from sam_graphs import write_folder
+from sam_graphs import LOW, write_folder
 
 from ovseg import create_pipeline
 from ovseg.errors import ConfigError, DeviceUnavailable, ImageError, ModelError, PromptError
 from ovseg.pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
 from ovseg.pipelines.sam import SamModel
 from ovseg.session import Session
+from ovseg.stages.prompts import Prompt
 
 BOXES = [[20, 10, 120, 90.5], [100, 60, 159, 119]]
 POINTS = [[80, 60], [40, 30]]
@@ -238,12 +239,156 @@ def test_labels_of_points(make: Make, pixels: np.ndarray) -> None:
     assert groups["mask_infos"][0]["point_labels"] == [1, 0]
 
 
+def test_box_and_points_together(make: Make, pixels: np.ndarray) -> None:
+    box = [20, 20, 140, 100]
+    with make().open(pixels) as image:
+        alone = image.segment(boxes=[box])
+        both = image.segment(boxes=[box], points=[[70, 60]])
+        prompted = image.segment(Prompt(points=[[70, 60]], box=box))
+        several = image.segment([Prompt(box=box), Prompt(points=[[50, 60]]), Prompt(box=box, mask=alone.logits[0])])
+        point = image.segment(points=[[50, 60]])
+    # In the graph of these tests the box wins over the points.
+    assert np.array_equal(both["masks"][0], alone["masks"][0])
+    assert np.array_equal(prompted["masks"][0], both["masks"][0])
+    info = {"box": box, "points": [[70, 60]], "point_labels": [1]}
+    assert both["mask_infos"] == [{"label": "mixed_prompt", "prompt": info}]
+    assert both["prompts"] == {"mixed_prompt": [info]} and both.json["res"]["mask_infos"][0]["prompt"] == info
+    # What a prompt gives does not depend on the company.
+    assert np.array_equal(several["masks"][0], alone["masks"][0])
+    assert np.array_equal(several["masks"][1], point["masks"][0])
+    # The graph adds the mask prompt to what the box gives.
+    assert np.allclose(several.logits[2], 2 * alone.logits[0], atol=1e-4)
+    assert several["mask_infos"][2]["prompt"] == {"box": box, "mask": True}
+
+
+def test_prompts_of_predict(make: Make, pixels: np.ndarray) -> None:
+    (result,) = make().predict(pixels, [Prompt(points=[[50, 60], [70, 60]], labels=[1, 0])])
+    with make().open(pixels) as image:
+        expected = image.segment(points=[[50, 60], [70, 60]], labels=[1, 0])
+    assert np.array_equal(result["masks"], expected["masks"])
+    assert result["mask_infos"] == expected["mask_infos"]
+
+
+def test_a_mask_of_the_image_as_prompt(make: Make, pixels: np.ndarray) -> None:
+    rough = box_mask([20, 20, 140, 100])
+    with make().open(pixels) as image:
+        alone = image.segment(points=[[70, 60]])
+        result = image.segment(points=[[70, 60]], masks=rough)
+    added = result.logits[0] - alone.logits[0]
+    # 160 pixels are 16 of low resolution; the last quarter is padding.
+    assert added[3:9, 3:13].min() > 9.9 and added[12:].max() < -9.9 and added[:, :1].max() < -9.9
+
+
+@pytest.mark.parametrize("kind", ["general", "one_mask"])
+def test_three_masks_and_the_best_of_them(make: Make, kind: str, pixels: np.ndarray) -> None:
+    with make(kind).open(pixels) as image:
+        single = image.segment(points=POINTS)
+        three = image.segment(points=POINTS, multimask=True)
+    # The graph's tokens are shifted by 0, -100, -200 and 100, and its IoU is the mean logit.
+    assert np.allclose(three.logits, single.logits + 100, atol=1e-3)
+    candidates = three.candidates(1)
+    assert len(candidates) == 3 and candidates[0]["mask"].shape == (120, 160)
+    assert np.array_equal(candidates[0]["mask"], three["masks"][1])
+    scores = [candidate["predicted_iou"] for candidate in candidates]
+    assert scores == sorted(scores, reverse=True) and scores[0] == three.predicted_iou[1]
+    assert [info["predicted_iou"] for info in three["mask_infos"]] == three.predicted_iou
+    assert "predicted_iou" not in single["mask_infos"][0] and len(single.candidates(0)) == 1
+    with pytest.raises(ConfigError, match="no prompt 2"):
+        three.candidates(2)
+
+
+def test_refine_feeds_the_logits_back(make: Make, pixels: np.ndarray) -> None:
+    with make().open(pixels) as image:
+        first = image.segment(points=[[50, 60]])
+        second = first.refine(points=[[70, 60]], labels=[0])
+        expected = image.segment(Prompt([[50, 60], [70, 60]], [1, 0], mask=first.logits[0]))
+        assert np.array_equal(second.logits, expected.logits)
+        assert second["mask_infos"][0]["prompt"]["points"] == [[50, 60], [70, 60]]
+        third = second.refine(boxes=[[30, 30, 90, 90]])
+        assert third["mask_infos"][0]["prompt"]["box"] == [30, 30, 90, 90]
+        two = image.segment(points=POINTS).refine(points=[[[20, 20]], None])
+        assert [len(info["prompt"]["points"]) for info in two["mask_infos"]] == [2, 1]
+        for given, message in (({}, "nothing to refine"), ({"points": [[[1, 1]], [[2, 2]]]}, "different length")):
+            with pytest.raises(PromptError, match=message):
+                first.refine(**given)
+    with pytest.raises(ConfigError, match="closed"):
+        first.refine(points=[[70, 60]])
+    # A result of `predict` keeps its image.
+    (result,) = make().predict(pixels, [[50, 60]], "point")
+    assert np.allclose(result.refine(points=[[70, 60]], labels=[0]).logits, second.logits, atol=1e-5)
+
+
+def test_logits_of_another_model(make: Make, pixels: np.ndarray) -> None:
+    with make().open(pixels) as image, pytest.raises(PromptError, match=f"8x8, and test-general takes {LOW}x{LOW}"):
+        image.segment(points=[[50, 60]], masks=np.zeros((8, 8), np.float32))
+
+
+def test_everything(make: Make, pixels: np.ndarray) -> None:
+    scene = pixels.copy()
+    settings = {"points_per_side": 4, "pred_iou_thresh": 0, "stability_score_thresh": 0.5, "box_nms_thresh": 0.6}
+    result = make("points").segment_everything(scene, **settings)
+    # Discs of the same size around the points of the grid.
+    assert len(result["masks"]) == len(result["mask_infos"]) == 16
+    for mask, info in zip(result["masks"], result["mask_infos"], strict=True):
+        assert iou(mask, disc_mask(info["prompt"])) > 0.8 and info["area"] == mask.sum()
+        x1, y1, x2, y2 = info["coordinate"]
+        assert mask[y1:y2, x1:x2].sum() == mask.sum() and mask[y1].any() and mask[:, x2 - 1].any()
+        assert info["predicted_iou"] is None and 0.5 <= info["stability_score"] <= 1
+    areas = [info["area"] for info in result["mask_infos"]]
+    assert areas == sorted(areas, reverse=True)
+    assert result.json["res"]["masks"][0]["size"] == [120, 160]
+    assert result.img["res"].size == (160, 120)
+    fewer = make("points").segment_everything(scene, **settings | {"box_nms_thresh": 0.0})
+    assert 0 < len(fewer["masks"]) < 16
+    with pytest.raises(ConfigError, match="not made from prompts"):
+        result.refine(points=[[1, 1]])
+
+
+def test_crops_find_what_is_small(make: Make, pixels: np.ndarray) -> None:
+    settings = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0, "box_nms_thresh": 1.0}
+    whole = make("points").segment_everything(pixels, **settings)
+    crops = make("points").segment_everything(pixels, crops=1, crop_overlap=0.2, **settings)
+    assert {tuple(info["crop"]) for info in whole["mask_infos"]} == {(0, 0, 160, 120)}
+    found = {tuple(info["crop"]) for info in crops["mask_infos"]}
+    assert len(found) > 1 and max(info["area"] for info in crops["mask_infos"]) <= whole["mask_infos"][0]["area"]
+    for mask, info in zip(crops["masks"], crops["mask_infos"], strict=True):
+        x1, y1, x2, y2 = info["crop"]
+        assert mask.sum() == mask[y1:y2, x1:x2].sum() and mask[int(info["prompt"][1]), int(info["prompt"][0])]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"points_per_side": 0}, "points_per_side is 0"),
+        ({"points_per_side": 2.5}, "Give a whole number"),
+        ({"pred_iou_thresh": 1.5}, "pred_iou_thresh is 1.5"),
+        ({"stability_score_thresh": float("nan")}, "stability_score_thresh is nan"),
+        ({"crops": -1}, "crops is -1"),
+        ({"min_area": True}, "min_area is True"),
+        ({"box_nms_thresh": "0.7"}, "box_nms_thresh is '0.7'"),
+        ({"grid": 3}, "no setting 'grid'"),
+    ],
+)
+def test_settings_of_everything_are_checked(make: Make, pixels: np.ndarray, settings: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make().segment_everything(pixels, **settings)
+
+
+def test_everything_needs_points(make: Make, pixels: np.ndarray) -> None:
+    with pytest.raises(PromptError, match="takes box prompts, not point"):
+        make("boxes").segment_everything(pixels)
+
+
 def test_what_open_images_refuse(make: Make, sam_folders: dict[str, Path], pixels: np.ndarray) -> None:
     with make("points").open(pixels) as image:
         for prompts, message in (
             ({}, "No prompt was given"),
-            ({"boxes": BOXES, "points": POINTS}, "Both boxes and points"),
-            ({"boxes": BOXES, "labels": [1]}, "Labels were given with boxes"),
+            ({"boxes": BOXES, "points": POINTS}, "which object"),
+            ({"boxes": BOXES[:1], "points": POINTS[:1]}, "not box, point and mask prompts together"),
+            ({"points": POINTS, "masks": np.zeros((2, LOW, LOW))}, "which object"),
+            ({"points": POINTS[:1], "multimask": True}, "one mask for each prompt, not three"),
+            ({"prompts": [Prompt(box=BOXES[0])], "boxes": BOXES}, "in two ways"),
+            ({"boxes": BOXES, "labels": [1]}, "Labels were given without points"),
             ({"boxes": BOXES}, "test-points takes point prompts"),
             ({"points": POINTS, "labels": [1, 0]}, "takes one point for each mask"),
             ({"points": [[500, 3]]}, "outside the image"),
@@ -407,7 +552,7 @@ def test_models_that_are_not_sam(tmp_path: Path, sam_folders: dict[str, Path]) -
         facts["files"]["encoder"],
     )
     (swapped / "model.yaml").write_text(yaml.safe_dump(facts), encoding="utf-8")
-    with pytest.raises(ModelError, match="not those of a SAM decoder"):
+    with pytest.raises(ModelError, match="not those of a SAM encoder"):
         create_pipeline("open_vocabulary_segmentation", device="cpu", model_dir=swapped)
 
 

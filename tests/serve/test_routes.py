@@ -74,7 +74,7 @@ class TestPrompts:
         result = service.result(PROMPT, image=photo, prompt=boxes, prompt_type="box")
         for mask, wanted in zip(result["masks"], expected["masks"], strict=True):
             assert np.array_equal(decode(mask), wanted) and mask["size"] == list(wanted.shape)
-        assert [info["score"] for info in result["mask_infos"]] == pytest.approx(expected.scores)
+        assert [info["score"] for info in result["mask_infos"]] == pytest.approx(expected.predicted_iou)
 
     def test_both_spellings(self, service: Service, photo: str) -> None:
         asked = {"image": photo, "prompt": [[80, 60]]}

@@ -7,13 +7,15 @@ import pytest
 
 from ovseg.errors import PromptError
 from ovseg.stages.prompts import (
+    Prompt,
     check_inside,
-    corner_points,
+    combine_prompts,
+    gather_prompts,
     parse_boxes,
     parse_points,
     parse_prompts,
     scale_coords,
-    with_padding_point,
+    tokens,
 )
 
 BAD: list[tuple[Any, Any, str]] = [
@@ -43,7 +45,9 @@ BAD: list[tuple[Any, Any, str]] = [
     ([[1, float("inf")]], "point", "inf, which is not finite"),
     ([[0, 0, 5, 5], [3, 1, 3, 4]], "box", r"Prompt 1, \[3, 1, 3, 4\], is not a box"),
     ([[1, 5, 3, 4]], "box", "is not a box"),
-    ([[1, 2, 3, 4]], "text", "'text' is not known"),
+    ([[1, 2, 3, 4]], "text", "no text prompts"),
+    ("a cup", "text", "no text prompts"),
+    ([[1, 2, 3, 4]], "word", "'word' is not known"),
     ([[1, 2, 3, 4]], 3, "3 is not known"),
 ]
 
@@ -68,19 +72,19 @@ def test_numbers_stay_as_they_were_given() -> None:
 
 def test_a_flat_list_of_points_is_a_mask_each() -> None:
     prompts = parse_points([[1, 2], [3, 4]])
-    assert len(prompts) == 2 and prompts.coords.shape == (2, 1, 2)
-    assert prompts.labels is not None and prompts.labels.tolist() == [[1], [1]]
+    assert [item.points for item in prompts.items] == [[[1, 2]], [[3, 4]]]
+    assert [item.labels for item in prompts.items] == [[1], [1]] and not prompts.shows_labels
 
 
 def test_labels_make_one_object_of_a_flat_list() -> None:
     prompts = parse_points([[1, 2], [3, 4]], labels=[1, 0])
-    assert len(prompts) == 1 and prompts.coords.tolist() == [[[1, 2], [3, 4]]]
-    assert prompts.labels is not None and prompts.labels.tolist() == [[1, 0]]
+    assert len(prompts) == 1 and prompts.items[0].points == [[1, 2], [3, 4]]
+    assert prompts.items[0].labels == [1, 0] and prompts.shows_labels
 
 
-def test_groups_of_points_are_padded() -> None:
+def test_groups_of_points_are_an_object_each() -> None:
     prompts = parse_points([[[1, 2]], [[3, 4], [5, 6]]], labels=[[1], [0, 1]])
-    assert prompts.labels is not None and prompts.labels.tolist() == [[1, -1], [0, 1]]
+    assert [item.labels for item in prompts.items] == [[1], [0, 1]]
     assert prompts.given == [[[1, 2]], [[3, 4], [5, 6]]]
 
 
@@ -136,11 +140,105 @@ def test_scale_coords_keeps_the_shape() -> None:
     assert scale_coords(np.array([[3.0, 3.0]]), 3, 100, 64).tolist() == [[np.float32(1.92), 2.0]]
 
 
-def test_boxes_become_corner_points() -> None:
-    points, labels = corner_points(np.array([[1, 2, 3, 4]], np.float32))
-    assert points.tolist() == [[[1, 2], [3, 4]]] and labels.tolist() == [[2, 3]]
+def test_tokens_are_points_then_corners() -> None:
+    coords, labels = tokens(Prompt(points=[[5, 6], [7, 8]], labels=[1, 0], box=[1, 2, 3, 4]))
+    assert coords.tolist() == [[5, 6], [7, 8], [1, 2], [3, 4]] and labels.tolist() == [1, 0, 2, 3]
 
 
-def test_padding_point_comes_last() -> None:
-    points, labels = with_padding_point(np.ones((2, 1, 2)), np.ones((2, 1)))
-    assert points.tolist() == [[[1, 1], [0, 0]]] * 2 and labels.tolist() == [[1, -1]] * 2
+def test_points_without_a_box_get_a_padding_point() -> None:
+    coords, labels = tokens(Prompt(points=[[5, 6]]))
+    assert coords.tolist() == [[5, 6], [0, 0]] and labels.tolist() == [1, -1]
+
+
+def test_a_mask_alone_is_padding() -> None:
+    coords, labels = tokens(Prompt(mask=np.ones((4, 5), bool)))
+    assert coords.tolist() == [[0, 0]] and labels.tolist() == [-1]
+
+
+BAD_PROMPT: list[tuple[dict[str, Any], str]] = [
+    ({}, "says nothing"),
+    ({"points": []}, "says nothing"),
+    ({"points": [1, 2]}, "flat list"),
+    ({"points": [[1, 2]], "labels": [1, 0]}, "do not match"),
+    ({"points": [[1, 2]], "labels": [0]}, "no point inside"),
+    ({"labels": [1]}, "do not match"),
+    ({"box": [1, 2, 3]}, "has 3 numbers"),
+    ({"box": [3, 2, 1, 4]}, "is not a box"),
+    ({"box": [[1, 2, 3, 4]]}, "nested too deeply"),
+    ({"mask": np.zeros((4, 5), bool)}, "is empty"),
+    ({"mask": np.full((4, 5), 2)}, "other numbers than 0 and 1"),
+    ({"mask": np.ones((4, 5), np.float32)}, "not square"),
+    ({"mask": np.full((4, 4), np.nan)}, "not finite"),
+    ({"mask": np.ones((2, 4, 4))}, "has shape"),
+    ({"mask": "cat"}, "has shape"),
+]
+
+
+@pytest.mark.parametrize(("parts", "message"), BAD_PROMPT)
+def test_a_bad_prompt_is_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(PromptError, match=message) as caught:
+        Prompt(**parts)
+    assert caught.value.cure
+
+
+def test_a_box_may_have_negative_points_only() -> None:
+    assert Prompt(points=[[1, 2]], labels=[0], box=[0, 0, 5, 5]).labels == [0]
+
+
+def test_the_kind_is_the_simplest_that_fits() -> None:
+    box, point = Prompt(box=[0, 0, 5, 5]), Prompt(points=[[1, 2]])
+    assert gather_prompts([box]).kind == "box" and gather_prompts([box]).given == [[0, 0, 5, 5]]
+    assert gather_prompts([point]).kind == "point"
+    mixed = gather_prompts([box, point])
+    assert mixed.kind == "mixed"
+    assert mixed.given == [{"box": [0, 0, 5, 5]}, {"points": [[1, 2]], "point_labels": [1]}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([], "empty list"), ([Prompt(points=[[1, 2]]), [1, 2]], "is not a Prompt")],
+)
+def test_lists_that_are_not_of_prompts_are_refused(prompt: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        gather_prompts(prompt)
+
+
+def test_prompts_say_themselves_what_they_are() -> None:
+    assert parse_prompts(Prompt(box=[0, 0, 5, 5]), None).kind == "box"
+    with pytest.raises(PromptError, match="Leave prompt_type out"):
+        parse_prompts([Prompt(box=[0, 0, 5, 5])], "box")
+
+
+def test_boxes_and_points_side_by_side() -> None:
+    one = combine_prompts(boxes=[[0, 0, 5, 5]], points=[[1, 2], [3, 4]], labels=[1, 0])
+    assert one.items[0].points == [[1, 2], [3, 4]] and one.items[0].labels == [1, 0]
+    two = combine_prompts(boxes=[[0, 0, 5, 5], [1, 1, 9, 9]], points=[None, [[3, 4]]])
+    assert [item.points for item in two.items] == [[], [[3, 4]]] and two.items[1].box == [1, 1, 9, 9]
+    masks = combine_prompts(points=[[1, 2]], masks=np.zeros((1, 8, 8), np.float32))
+    assert masks.items[0].mask is not None and masks.items[0].points == [[1, 2]]
+
+
+BOXES = [[0, 0, 5, 5], [1, 1, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({}, "No prompt was given"),
+        ({"boxes": BOXES, "labels": [1]}, "Labels were given without points"),
+        ({"boxes": BOXES, "points": [[1, 2], [3, 4]]}, "which object"),
+        ({"boxes": BOXES, "points": [[[1, 2]]]}, "different length: 2 of box, 1 of points"),
+        ({"boxes": BOXES, "points": [[[1, 2]], []], "labels": [[1]]}, "different length"),
+        ({"boxes": BOXES, "masks": np.ones((8, 8), bool)}, "different length"),
+        ({"boxes": BOXES, "masks": "cat"}, "not a list of arrays"),
+    ],
+)
+def test_prompts_that_do_not_fit_together_are_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        combine_prompts(**parts)
+
+
+def test_a_mask_has_the_size_of_the_image() -> None:
+    check_inside(gather_prompts([Prompt(mask=np.ones((50, 100), bool))]), 50, 100)
+    with pytest.raises(PromptError, match="5x4 pixels"):
+        check_inside(gather_prompts([Prompt(mask=np.ones((4, 5), bool))]), 50, 100)

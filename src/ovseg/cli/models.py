@@ -12,9 +12,12 @@ import typer
 
 if TYPE_CHECKING:
     from ..download import Progress
-    from ..zoo import ModelSpec
+    from ..zoo import ModelFolder, ModelSpec
 
 NAME = typer.Argument(help="Model name, as in `ovs models list`.", metavar="NAME")
+NAME_TO_GIVE = typer.Argument(help="What to call the model.", metavar="NAME")
+ENCODER = typer.Option(..., "--encoder", help="ONNX file of the image encoder.")
+DECODER = typer.Option(..., "--decoder", help="ONNX file of the prompt and mask decoder.")
 AS_JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
@@ -31,14 +34,16 @@ def register(app: typer.Typer) -> None:
     models.command("pull", epilog="Example: ovs models pull Mask-RT-DETR-L")(pull)
     models.command("rm", epilog="Example: ovs models rm Mask-RT-DETR-L --yes")(remove)
     models.command("path", epilog="Example: ls $(ovs models path SAM-tiny)")(path)
+    models.command("add", epilog="Example: ovs models add my-sam --encoder encoder.onnx --decoder decoder.onnx")(add)
     app.add_typer(models, name="models")
 
 
 def list_models(as_json: bool = AS_JSON) -> None:
     """List the models of the zoo and say which are on this machine."""
-    from ..zoo import load_zoo
+    from ..zoo import added_models, load_zoo
 
     facts = [_facts(spec) for spec in load_zoo().values()]
+    facts += [_added_facts(folder) for folder in added_models()]
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -54,9 +59,10 @@ def list_models(as_json: bool = AS_JSON) -> None:
 
 def info(name: str = NAME, as_json: bool = AS_JSON) -> None:
     """Show what is known of a model: source, size, licence, figures, labels, and where it is."""
-    from ..zoo import model_spec
+    from ..zoo import added_models, model_spec
 
-    facts = _facts(model_spec(name))
+    added = next((folder for folder in added_models() if folder.name == name), None)
+    facts = _facts(model_spec(name)) if added is None else _added_facts(added)
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -99,6 +105,21 @@ def path(name: str = NAME) -> None:
     print(find_model(name).path)
 
 
+def add(
+    name: str = NAME_TO_GIVE,
+    encoder: str = ENCODER,
+    decoder: str = DECODER,
+    licence: str = typer.Option(None, "--licence", help="Licence of the weights, to be noted."),
+) -> None:
+    """Make a model of anybody's SAM, two ONNX files, and print its folder; from then on --model NAME finds it.
+
+    The files are those that the original repository and common exporters write. The cache gets a copy of them.
+    """
+    from ..pipelines.onnx_pair import add_model
+
+    print(add_model(name, encoder, decoder, licence=licence).path)
+
+
 def _facts(spec: ModelSpec) -> dict[str, Any]:
     """Return the entry as JSON takes it, with where the model is."""
     import dataclasses
@@ -111,6 +132,21 @@ def _facts(spec: ModelSpec) -> dict[str, Any]:
     facts["state"] = "-" if folder is None else "bundled" if folder == bundled_dir(spec.name) else "pulled"
     facts["path"] = None if folder is None else str(folder)
     return facts
+
+
+def _added_facts(folder: ModelFolder) -> dict[str, Any]:
+    """Return what is known of a model that the user added, with the keys of `_facts`."""
+    size = sum(path.stat().st_size for path in folder.files.values())
+    return {
+        "name": folder.name,
+        "task": folder.task,
+        "family": folder.family,
+        "licence": folder.facts.get("licence"),
+        "size_mb": round(size / 1e6, 1),
+        "metric": None,
+        "state": "added",
+        "path": str(folder.path),
+    }
 
 
 def _say(message: str) -> None:

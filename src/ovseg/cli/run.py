@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -34,6 +37,25 @@ LABEL = typer.Option(None, "--label", help="Look only at items of this label; ma
 VOTE = typer.Option(None, "--vote", help="Give each label once, those of the most items first.")
 DET_MODEL = typer.Option(None, "--det-model", help="Name of the detector, where there are two models.")
 DET_MODEL_DIR = typer.Option(None, "--det-model-dir", help="Model folder of the detector.")
+MULTIMASK = typer.Option(None, "--multimask", help="Take the best of three masks for each prompt.")
+EVERYTHING = typer.Option(False, "--everything", help="Segment everything, without prompts.")
+LIKE = typer.Option(None, "--like", help="Segment what looks like this picture, or like a box of the image itself.")
+TOP = typer.Option(None, "--top", help="With --like: so many masks at most.")
+BACKGROUND = typer.Option(None, "--background", help="With --like, around a region: keep (the default) or grey.")
+POINTS_PER_SIDE = typer.Option(None, "--points-per-side", help="Everything: the grid has the square of it; 32.")
+PRED_IOU_THRESH = typer.Option(None, "--pred-iou-thresh", help="Everything: least predicted IoU; 0.88.")
+STABILITY = typer.Option(None, "--stability-score-thresh", help="Everything: least stability; 0.95.")
+BOX_NMS_THRESH = typer.Option(None, "--box-nms-thresh", help="Everything: IoU of boxes that are the same; 0.7.")
+CROPS = typer.Option(None, "--crops", help="Everything: layers of crops to look at as well; 0.")
+MIN_AREA = typer.Option(None, "--min-area", help="Everything: smaller holes and parts go, in pixels; 0.")
+ENCODER = typer.Option(None, "--encoder", help="ONNX image encoder of any SAM, with --decoder.")
+DECODER = typer.Option(None, "--decoder", help="ONNX decoder of any SAM.")
+EMBEDDING_MODEL = typer.Option(None, "--embedding-model", help="With --like: name of the model that compares.")
+EMBEDDING_MODEL_DIR = typer.Option(None, "--embedding-model-dir", help="Its model folder, instead of a name.")
+FORMAT = typer.Option(
+    None, "--format", help="What to save instead of JSON and picture: coco, yolo, labelme, ...; may be repeated."
+)
+VIDEO = typer.Option(None, "--video", help="Save the pictures as a video, such as out.mp4.")
 QUIET = typer.Option(False, "--quiet", "-q", help="Do not print the results.")
 
 # Of options that are not given, where the pipeline has them: nested lists of masks are megabytes.
@@ -68,13 +90,30 @@ def run(
     model_dir: str = MODEL_DIR,
     det_model: str = DET_MODEL,
     det_model_dir: str = DET_MODEL_DIR,
+    multimask: bool = MULTIMASK,
+    everything: bool = EVERYTHING,
+    like: str = LIKE,
+    top: int = TOP,
+    background: str = BACKGROUND,
+    points_per_side: int = POINTS_PER_SIDE,
+    pred_iou_thresh: float = PRED_IOU_THRESH,
+    stability_score_thresh: float = STABILITY,
+    box_nms_thresh: float = BOX_NMS_THRESH,
+    crops: int = CROPS,
+    min_area: int = MIN_AREA,
+    encoder: str = ENCODER,
+    decoder: str = DECODER,
+    embedding_model: str = EMBEDDING_MODEL,
+    embedding_model_dir: str = EMBEDDING_MODEL_DIR,
+    format: list[str] = FORMAT,
+    video: str = VIDEO,
     quiet: bool = QUIET,
     as_json: bool = AS_JSON,
 ) -> int:
     """Run a pipeline over images, print the results and save them.
 
-    Prompts are for open_vocabulary_segmentation, --threshold for instance_segmentation, and --index with the options
-    after it for PP-ShiTuV2.
+    Prompts, --everything and --like are for open_vocabulary_segmentation, --threshold for instance_segmentation, and
+    --index with the options after it for PP-ShiTuV2.
 
     The exit status is 2 if an input was bad and 1 if something failed; the other inputs are done all the
     same.
@@ -92,7 +131,10 @@ def run(
     if named is None:
         raise ConfigError("No pipeline was named.", "Name it first: ovs run open_vocabulary_segmentation --input ...")
     given = {
-        "prompt": literal("--prompt", prompt, PromptError, f"{BOX_FORM} {POINT_FORM}"),
+        # Words are no list: the pipeline says which prompts there are.
+        "prompt": prompt
+        if prompt_type == "text"
+        else literal("--prompt", prompt, PromptError, f"{BOX_FORM} {POINT_FORM}"),
         "prompt_type": prompt_type,
         "threshold": literal("--threshold", threshold, ConfigError, THRESHOLD_FORM),
         "batch_size": batch_size,
@@ -104,17 +146,38 @@ def run(
         "hamming_radius": hamming_radius,
         "label": label or None,
         "vote": vote,
+        "multimask": multimask,
+        "example": _example(like),
+        "top": top,
+        "background": background,
+        "points_per_side": points_per_side,
+        "pred_iou_thresh": pred_iou_thresh,
+        "stability_score_thresh": stability_score_thresh,
+        "box_nms_thresh": box_nms_thresh,
+        "crops": crops,
+        "min_area": min_area,
     }
-    detector: dict[str, Any] = {
-        k: v for k, v in {"det_model": det_model, "det_model_dir": det_model_dir}.items() if v is not None
+    models = {
+        "det_model": det_model,
+        "det_model_dir": det_model_dir,
+        "encoder": encoder,
+        "decoder": decoder,
+        "embedding_model": embedding_model,
+        "embedding_model_dir": embedding_model_dir,
     }
+    further: dict[str, Any] = {name: value for name, value in models.items() if value is not None}
+    if format and save_path is None:
+        raise ConfigError("--format was given without --save-path.", "Say where to save: --save-path ./output.")
     failures = Failures()
-    made = create_pipeline(named, device=device, model=model, model_dir=model_dir, **detector)
-    results = made.predict(input, **_options(made, given), on_error=failures.add)
+    made = create_pipeline(named, device=device, model=model, model_dir=model_dir, **further)
+    method = _method(made, everything, like is not None)
+    results = method(input, **_options(made, method, given), on_error=failures.add)
     prints = as_json or not quiet
     # Results that are printed to the same terminal are progress enough.
-    with progress(count_images(input), shown=not (prints and sys.stdout.isatty())) as advance:
-        for result in _saved(results, save_path, failures):
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress(count_images(input), shown=not (prints and sys.stdout.isatty())))
+        savers = _savers(stack, save_path, format, video, input)
+        for result in _saved(results, savers, failures):
             if as_json:
                 print(json.dumps(result.json["res"], ensure_ascii=False), flush=True)
             elif prints:
@@ -123,28 +186,80 @@ def run(
     return failures.exit_code
 
 
-def _saved(results: Iterable[Result], save_path: str | None, failures: Failures) -> Iterator[Result]:
+def _savers(
+    stack: ExitStack, save_path: str | None, formats: list[str] | None, video: str | None, input: list[str]
+) -> list[Callable[[Result], None]]:
+    """Return what saves a result: JSON and picture, or the formats asked for; and a video."""
+    from ..images import frame_rate
+    from ..results.formats import open_writer
+    from ..results.video import VideoOutput
+
+    savers: list[Callable[[Result], None]] = []
+    if formats and save_path is not None:
+        # Two formats may have files of the same name.
+        folders = [Path(save_path) / name if len(formats) > 1 else Path(save_path) for name in formats]
+        pairs = zip(formats, folders, strict=True)
+        savers += [stack.enter_context(open_writer(name, folder)).add for name, folder in pairs]
+    elif save_path is not None:
+        savers.append(lambda result: result.save_all(save_path))
+    if video is not None:
+        savers.append(stack.enter_context(VideoOutput(video, fps=frame_rate(input[0]) or 25.0)).add)
+    return savers
+
+
+def _saved(results: Iterable[Result], savers: list[Callable[[Result], None]], failures: Failures) -> Iterator[Result]:
     """Save each result and pass it on, saved or not: one that cannot be saved does not stop the others."""
     for result in results:
-        if save_path is not None:
+        for save in savers:
             try:
-                result.save_all(save_path)
+                save(result)
             except SaveError as error:
                 failures.add(error)
         yield result
 
 
-def _options(made: Pipeline, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that the user gave and the defaults of the command line, for `made.predict`.
+def _method(made: Pipeline, everything: bool, like: bool) -> Callable[..., Iterator[Result]]:
+    """Return the method of the pipeline that was asked for.
 
     Raises:
-        ConfigError: if the pipeline has no such option.
+        ConfigError: if the pipeline has no such method, or two were asked for.
+    """
+    if everything and like:
+        raise ConfigError("--everything and --like were given.", "Leave one out: --like looks at everything.")
+    name = "predict_everything" if everything else "predict_like" if like else "predict"
+    method: Callable[..., Iterator[Result]] | None = getattr(made, name, None)
+    if method is None:
+        raise ConfigError(
+            f"--{'everything' if everything else 'like'} is not an option of {made.name}.", "Leave it out."
+        )
+    return method
+
+
+def _options(made: Pipeline, method: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the user gave and the defaults of the command line, for a method of `made`.
+
+    Raises:
+        ConfigError: if the method has no such option.
     """
     import inspect
 
-    known = inspect.signature(made.predict).parameters
+    known = set(inspect.signature(method).parameters)
+    if "settings" in known:
+        from ..pipelines.everything import Everything
+
+        known |= {item.name for item in dataclasses.fields(Everything)}
     options = {name: value for name, value in given.items() if value is not None}
     for name in options:
         if name not in known:
-            raise ConfigError(f"--{name.replace('_', '-')} is not an option of {made.name}.", "Leave it out.")
+            asked = method.__name__.removeprefix("predict").replace("_", " --")
+            raise ConfigError(f"--{name.replace('_', '-')} is not an option of {made.name}{asked}.", "Leave it out.")
     return {name: value for name, value in DEFAULTS.items() if name in known} | options
+
+
+def _example(text: str | None) -> Any:
+    """Return the value of --like: a path, or a box if it looks like a list."""
+    if text is None or not text.lstrip().startswith("["):
+        return text
+    from ..stages.prompts import BOX_FORM
+
+    return literal("--like", text, PromptError, f"Give a picture, or a box such as [10, 20, 110, 90]. {BOX_FORM}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..device import Device, ProviderRequests, resolve_device
-from ..errors import ModelError, OvsError
+from ..errors import ConfigError, ModelError, OvsError
 from ..images import DEFAULT_MAX_PIXELS, Image, read_images
 from ..results.base import Result
 from ..zoo import ModelFolder
@@ -38,6 +38,10 @@ class Pipeline(ABC):
         optimization: graph optimisation level.
         max_pixels: images with more pixels are refused; None is the default of `read_images`, 0 no limit.
         profile: a folder for ONNX Runtime's profiles, one for each session, written when it goes.
+        **unknown: refused.
+
+    Raises:
+        ConfigError: an option that the pipeline does not have.
     """
 
     name: ClassVar[str]
@@ -55,7 +59,10 @@ class Pipeline(ABC):
         optimization: str = "all",
         max_pixels: int | None = None,
         profile: str | None = None,
+        **unknown: Any,
     ) -> None:
+        for option in unknown:
+            raise ConfigError(f"{option} is not an option of {self.name}.", "Leave it out.")
         self._settings = check_keys(config or {}, self.keys, where)
         if isinstance(device, Device):
             self.device = device
@@ -175,3 +182,9 @@ class _Errors:
 
 def _log(error: OvsError) -> None:
     logger.warning("%s", error)
+
+
+def origin(image: Image) -> dict[str, Any]:
+    """Return the keys of a result that say where its image comes from; `frame_index` only of a video's frame."""
+    found: dict[str, Any] = {"input_path": image.path, "page_index": image.page_index}
+    return found if image.frame_index is None else found | {"frame_index": image.frame_index}

@@ -20,7 +20,7 @@ from ..results.image_recognition import ImageRecognitionResult
 from ..schema import is_number
 from ..stages.detection import parse_threshold
 from ..stages.embedding import binarise, crop
-from .base import OnError, Pipeline, logger
+from .base import OnError, Pipeline, logger, origin
 from .config import find_folder, overridden, whole_number
 from .detector import Detector
 from .embedder import Embedder
@@ -450,7 +450,7 @@ def _result(
             {"labels": labels or [None], "rec_scores": scores or [None], "det_score": score, "coordinate": box}
         )
         kept.append(matches)
-    data = {"input_path": image.path, "page_index": image.page_index, "boxes": boxes}
+    data = {**origin(image), "boxes": boxes}
     return ImageRecognitionResult(data, image.pixels, kept)
 
 

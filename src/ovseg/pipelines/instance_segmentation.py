@@ -13,7 +13,7 @@ from ..model_folder import FAMILIES, ModelFolder
 from ..results.instance_segmentation import InstanceSegmentationResult
 from ..results.open_vocabulary_segmentation import check_mask_format
 from ..stages.detection import parse_threshold
-from .base import OnError, Pipeline
+from .base import OnError, Pipeline, origin
 from .config import find_folder, overridden, whole_number
 from .segmenter import Instances, Segmenter
 
@@ -155,8 +155,7 @@ class InstanceSegmentationPipeline(Pipeline):
             boxes.append(entry | paddlex | {"coordinate": box})
         return InstanceSegmentationResult(
             {
-                "input_path": image.path,
-                "page_index": image.page_index,
+                **origin(image),
                 "boxes": boxes,
                 "masks": list(found.masks),
             },

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import PIL.Image
 
-from ..errors import SaveError
+from ..errors import MissingExtra, SaveError
 from .saving import atomic_write, write_json
 
 
@@ -113,7 +113,7 @@ class Result(dict[str, Any], ABC):
         Raises:
             SaveError: if the file cannot be written; no part of it is left behind.
         """
-        own_suffix = Path(self._input_name).suffix
+        own_suffix = Path(self.input_name).suffix
         path = self._file(save_path, _is_image, own_suffix if _is_image(_mime(own_suffix)) else ".png")
         # The library has to know the format before a file is opened, and its own errors are not ours.
         encoded = io.BytesIO()
@@ -124,13 +124,54 @@ class Result(dict[str, Any], ABC):
         with atomic_write(path) as file:
             file.write(encoded.getbuffer())
 
+    def save_as(self, name: str, save_path: str | os.PathLike[str]) -> None:
+        """Save the result in the format of another tool: see `ovseg.results.formats`.
+
+        Args:
+            name: `coco`, `coco-polygon`, `yolo`, `labelme`, `label-studio`, `label-studio-polygon`, `geojson`,
+                `png`, `png-index` or `png-cutout`.
+            save_path: a folder.
+
+        Raises:
+            ConfigError: there is no such format.
+            SaveError: a file cannot be written; no part of it is left behind.
+        """
+        from .formats import open_writer
+
+        with open_writer(name, save_path) as writer:
+            writer.add(self)
+
+    def to_supervision(self) -> Any:
+        """Return the objects as `supervision.Detections`: boxes, masks, scores and classes.
+
+        Its `data["class_name"]` has the labels; objects without a score have NaN.
+
+        Raises:
+            MissingExtra: supervision is not installed.
+        """
+        from .formats.base import objects_of
+
+        try:
+            import supervision
+        except ImportError as error:
+            raise MissingExtra("supervision is not installed.", "Install it: pip install supervision.") from error
+        items = list(objects_of(self))
+        height, width = self.pixels.shape[:2]
+        return supervision.Detections(
+            xyxy=np.array([item.box for item in items], dtype=np.float32).reshape(-1, 4),
+            mask=np.array([item.mask for item in items], dtype=bool).reshape(-1, height, width),
+            confidence=np.array([np.nan if item.score is None else item.score for item in items], dtype=np.float32),
+            class_id=np.array([item.class_id for item in items], dtype=int),
+            data={"class_name": np.array([item.label for item in items], dtype=str)},
+        )
+
     def save_all(self, save_path: str | os.PathLike[str]) -> None:
         """Save JSON and picture to a folder."""
         self.save_to_json(save_path)
         self.save_to_img(save_path)
 
     @cached_property
-    def _input_name(self) -> str:
+    def input_name(self) -> str:
         """File name of the input, which saved files are named after."""
         input_path = self.get("input_path")
         if input_path is None:
@@ -141,12 +182,15 @@ class Result(dict[str, Any], ABC):
         if "://" in input_path:
             input_path = unquote(urlsplit(input_path).path)
         name = Path(input_path)
-        page = self.get("page_index")
+        page, frame = self.get("page_index"), self.get("frame_index")
+        if frame is not None:
+            # Zeros in front, so that names sort as the frames do.
+            return f"{name.stem}_{frame:06d}.png"
         return name.name if page is None else f"{name.stem}_{page}{name.suffix}"
 
     def _file(self, save_path: str | os.PathLike[str], is_file: Any, suffix: str) -> Path:
         path = Path(save_path)
-        return path if is_file(_mime(path.name)) else path / f"{Path(self._input_name).stem}_res{suffix}"
+        return path if is_file(_mime(path.name)) else path / f"{Path(self.input_name).stem}_res{suffix}"
 
 
 def _mime(name: str) -> str:

@@ -53,10 +53,15 @@ def draw_prompted_masks(
     for i, mask in enumerate(masks):
         _draw_mask(canvas, np.ascontiguousarray(mask).view(np.uint8), colour_of(i), thickness)
     for i, info in enumerate(mask_infos):
-        if info["label"] == "box_prompt":
-            _draw_box(canvas, info["prompt"], f"box {i + 1}", colour_of(i), thickness, scale)
-        else:
-            _draw_points(canvas, info, colour_of(i), scale)
+        prompt = info["prompt"]
+        # A prompt of several parts is a dict; regions that nobody prompted have no mark.
+        box = prompt if info["label"] == "box_prompt" else prompt.get("box") if isinstance(prompt, dict) else None
+        if box is not None:
+            _draw_box(canvas, box, f"box {i + 1}", colour_of(i), thickness, scale)
+        if info["label"] == "point_prompt":
+            _draw_points(canvas, prompt, info.get("point_labels"), colour_of(i), scale)
+        elif isinstance(prompt, dict) and "points" in prompt:
+            _draw_points(canvas, prompt["points"], prompt["point_labels"], colour_of(i), scale)
     return PIL.Image.fromarray(canvas)
 
 
@@ -182,9 +187,11 @@ def _draw_label(canvas: np.ndarray, x1: int, y1: int, text: str, colour: tuple[i
     )
 
 
-def _draw_points(canvas: np.ndarray, info: Mapping[str, Any], colour: tuple[int, int, int], scale: float) -> None:
-    points = np.asarray(info["prompt"], dtype=float).reshape(-1, 2)
-    labels = info.get("point_labels", [1] * len(points))
+def _draw_points(
+    canvas: np.ndarray, prompt: Any, given_labels: Sequence[int] | None, colour: tuple[int, int, int], scale: float
+) -> None:
+    points = np.asarray(prompt, dtype=float).reshape(-1, 2)
+    labels = [1] * len(points) if given_labels is None else given_labels
     radius = max(2, round(4 * scale))
     for (x, y), label in zip(points, labels, strict=True):
         centre = (int(x), int(y))

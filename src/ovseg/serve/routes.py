@@ -218,8 +218,8 @@ def add_open_vocabulary_segmentation(
                 result = opened.segment(boxes=request.prompt)
             else:
                 result = opened.segment(points=request.prompt, labels=_labels(request))
-        scores: Sequence[float | None] = result.scores or [None] * len(request.prompt)
-        infos = [MaskInfo(**info, score=score) for info, score in zip(result["mask_infos"], scores, strict=True)]
+        scored = zip(result["mask_infos"], result.predicted_iou, strict=True)
+        infos = [MaskInfo(**info, score=score) for info, score in scored]
         return PromptResult(
             masks=[_mask(mask, request.polygons) for mask in result["masks"]],
             mask_infos=infos,

@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from .resize import long_side_shape
+
+
+def upsampled_logits(low_res_masks: np.ndarray, size: int, height: int, width: int) -> Iterator[np.ndarray]:
+    """Resize SAM's low-resolution logits to the image, one mask at a time.
+
+    Twice bilinear, with half-pixel centres (`align_corners=False`): to the network's frame of `size`x`size`,
+    from which the padding is cropped, and from there to the image.
+
+    Args:
+        low_res_masks: NxLxL float32 logits.
+        size: side of the network's input frame, in pixels.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
+
+    Yields:
+        HxW float32 logits, in one buffer that the next mask overwrites.
+    """
+    _, low_height, low_width = low_res_masks.shape
+    cropped_height, cropped_width = long_side_shape(height, width, size)
+    frame_height, frame_width = size, size
+    if low_height == low_width and size % low_width == 0:
+        # A whole factor lets us leave out the padding before the first resize rather than after it. One more
+        # row and column than needed keeps every pixel that is left the same.
+        factor = size // low_width
+        low_height = min(low_height, -(-cropped_height // factor) + 1)
+        low_width = min(low_width, -(-cropped_width // factor) + 1)
+        frame_height, frame_width = low_height * factor, low_width * factor
+    # One buffer for all masks: fresh memory for each costs more than the arithmetic.
+    frame = np.empty((frame_height, frame_width), dtype=np.float32)
+    logits = np.empty((height, width), dtype=np.float32)
+    for low in low_res_masks[:, :low_height, :low_width]:
+        cv2.resize(low, (frame_width, frame_height), dst=frame, interpolation=cv2.INTER_LINEAR)
+        cropped = frame[:cropped_height, :cropped_width]
+        cv2.resize(cropped, (width, height), dst=logits, interpolation=cv2.INTER_LINEAR)
+        yield logits
 
 
 def upsample_masks(
@@ -24,9 +59,7 @@ def upsample_masks(
 ) -> np.ndarray:
     """Turn SAM's low-resolution logits into masks of the image.
 
-    Twice bilinear, with half-pixel centres (`align_corners=False`): to the network's frame of `size`x`size`,
-    from which the padding is cropped, and from there to the image. Only then are the logits compared with
-    `threshold`.
+    The logits are resized as `upsampled_logits` does, and only then compared with `threshold`.
 
     Args:
         low_res_masks: NxLxL float32 logits.
@@ -39,37 +72,72 @@ def upsample_masks(
     Returns:
         NxHxW int8 of 0 and 1.
     """
-    count, low_height, low_width = low_res_masks.shape
-    masks = np.empty((count, height, width), dtype=bool) if out is None else out
-    cropped_height, cropped_width = long_side_shape(height, width, size)
-    frame_height, frame_width = size, size
-    if low_height == low_width and size % low_width == 0:
-        # A whole factor lets us leave out the padding before the first resize rather than after it. One more
-        # row and column than needed keeps every pixel that is left the same.
-        factor = size // low_width
-        low_height = min(low_height, -(-cropped_height // factor) + 1)
-        low_width = min(low_width, -(-cropped_width // factor) + 1)
-        frame_height, frame_width = low_height * factor, low_width * factor
-    # One buffer for all masks: fresh memory for each costs more than the arithmetic.
-    frame = np.empty((frame_height, frame_width), dtype=np.float32)
-    logits = np.empty((height, width), dtype=np.float32)
-    for low, mask in zip(low_res_masks[:, :low_height, :low_width], masks, strict=True):
-        cv2.resize(low, (frame_width, frame_height), dst=frame, interpolation=cv2.INTER_LINEAR)
-        cropped = frame[:cropped_height, :cropped_width]
-        cv2.resize(cropped, (width, height), dst=logits, interpolation=cv2.INTER_LINEAR)
+    masks = np.empty((len(low_res_masks), height, width), dtype=bool) if out is None else out
+    for logits, mask in zip(upsampled_logits(low_res_masks, size, height, width), masks, strict=True):
         np.greater(logits, threshold, out=mask)
     return masks.view(np.int8)
+
+
+# A pixel that a mask covers whole, or not at all, is as sure as the logits that SAM feeds back to itself.
+_SURE = 10.0
+
+
+def mask_logits(mask: np.ndarray, size: int, low_size: int) -> np.ndarray:
+    """Turn a mask of the image into low-resolution logits, SAM's mask prompt.
+
+    Each low-resolution pixel gets the share of it that the mask covers, from -10 (none) to 10 (all).
+
+    Args:
+        mask: HxW bool.
+        size: side of the network's input frame, in pixels.
+        low_size: side of the logits, L.
+
+    Returns:
+        LxL float32; the padding at the right and bottom is -10.
+    """
+    height, width = long_side_shape(mask.shape[0], mask.shape[1], size)
+    small_height = max(1, round(height * low_size / size))
+    small_width = max(1, round(width * low_size / size))
+    share = cv2.resize(mask.astype(np.float32), (small_width, small_height), interpolation=cv2.INTER_AREA)
+    logits = np.full((low_size, low_size), -_SURE, dtype=np.float32)
+    logits[:small_height, :small_width] = (2 * share - 1) * _SURE
+    return logits
+
+
+class RleMasks(Sequence[np.ndarray]):
+    """Masks kept as run lengths, each decoded when it is asked for: thousands fit in memory.
+
+    Attributes:
+        rle: one `{"size": [H, W], "counts": str}` for each mask, as `encode_rle` returns it.
+    """
+
+    def __init__(self, rle: Sequence[Mapping[str, Any]]) -> None:
+        self.rle = [dict(item) for item in rle]
+
+    def __len__(self) -> int:
+        return len(self.rle)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> RleMasks: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | RleMasks:
+        if isinstance(index, slice):
+            return RleMasks(self.rle[index])
+        return decode_rle([self.rle[index]])[0]
 
 
 def encode_rle(masks: Sequence[np.ndarray]) -> list[dict[str, Any]]:
     """Encode masks as COCO's compressed run lengths.
 
     Args:
-        masks: HxW arrays of 0 and 1 (bool or 8-bit).
+        masks: HxW arrays of 0 and 1 (bool or 8-bit); `RleMasks` are returned as they are.
 
     Returns:
         One `{"size": [H, W], "counts": str}` for each mask.
     """
+    if isinstance(masks, RleMasks):
+        return masks.rle
     encoded = []
     for mask in masks:
         # COCO counts down the columns; OpenCV transposes faster than numpy copies to Fortran order.
