@@ -25,6 +25,8 @@ import numpy as np
 OLDEST, TOO_NEW = (3, 0), (3, 3)
 """Versions of Paddle that can host: 3.3 fails in oneDNN inference, before 3.0 there is no PIR program."""
 INSTALL = 'Run `pip install "ovseg[export]"`.'
+_WRONG_PASS = "matmul_v2_scale_fuse_pass"
+"""An optimisation of `.pdmodel` programs that multiplies a weight once for each product that reads it."""
 
 
 def paddle_version() -> str | None:
@@ -111,8 +113,8 @@ class Host:
         Args:
             program: `.json` or `.pdmodel`.
             parameters: `.pdiparams`.
-            optimise: let Paddle rewrite the program first. That is its default, and wrong for some: 3.2.2
-                changes the masks of SAM's `.pdmodel` form by 8 to 14 logits.
+            optimise: let Paddle rewrite the program first, as it does by default; without the one rewriting
+                that is wrong.
             onednn: compute with oneDNN.
 
         """
@@ -197,10 +199,14 @@ class _Worker:
             config.enable_mkldnn()
         else:
             config.disable_mkldnn()
+        config.delete_pass(_WRONG_PASS)
         self._predictor = create_predictor(config)
         return {}
 
     def _run(self, feeds: str, outputs: str) -> dict[str, Any]:
+        # A `.pdmodel` predictor keeps its tensors, and `index_put` leaves one that it finds as it was: the next
+        # run would answer for the first one's prompt.
+        self._predictor.clear_intermediate_tensor()
         with np.load(feeds) as arrays:
             for name in self._predictor.get_input_names():
                 self._predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(arrays[name]))
