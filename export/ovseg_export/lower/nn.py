@@ -94,8 +94,12 @@ def conv_transpose(g: Graph, op: Op) -> str:
     )
 
 
-def batch_norm(g: Graph, op: Op) -> str:
-    """Inputs: x, mean, variance, scale, bias. Only the normalised tensor has an ONNX counterpart."""
+def batch_norm(g: Graph, op: Op) -> tuple[str, str, str]:
+    """Inputs: x, mean, variance, scale, bias.
+
+    The second and third result are the running statistics, as they were: a program translated from `.pdmodel`
+    that normalises twice with the same ones reads them from the first time.
+    """
     need_channels_first(op)
     if not (op.attributes["is_test"] or op.attributes["use_global_stats"]):
         raise UnsupportedCase("it is in training mode")
@@ -103,15 +107,11 @@ def batch_norm(g: Graph, op: Op) -> str:
     channels = shape_of(mean)[0]
     weight_name = g.const(np.ones(channels, np.float32)) if weight is None else g[weight]
     bias_name = g.const(np.zeros(channels, np.float32)) if bias is None else g[bias]
-    return g.op(
-        "BatchNormalization",
-        g[x],
-        weight_name,
-        bias_name,
-        g[mean],
-        g[variance],
-        epsilon=op.attributes["epsilon"],
+    statistics = g[mean], g[variance]
+    made = g.op(
+        "BatchNormalization", g[x], weight_name, bias_name, *statistics, epsilon=op.attributes["epsilon"]
     )
+    return made, *statistics
 
 
 def layer_norm(g: Graph, op: Op) -> str:
