@@ -108,9 +108,7 @@ def batch_norm(g: Graph, op: Op) -> tuple[str, str, str]:
     weight_name = g.const(np.ones(channels, np.float32)) if weight is None else g[weight]
     bias_name = g.const(np.zeros(channels, np.float32)) if bias is None else g[bias]
     statistics = g[mean], g[variance]
-    made = g.op(
-        "BatchNormalization", g[x], weight_name, bias_name, *statistics, epsilon=op.attributes["epsilon"]
-    )
+    made = g.op("BatchNormalization", g[x], weight_name, bias_name, *statistics, epsilon=op.attributes["epsilon"])
     return made, *statistics
 
 
@@ -353,19 +351,31 @@ def pixel_shuffle(g: Graph, op: Op) -> str:
 
 
 def grid_sample(g: Graph, op: Op) -> str:
+    """A coordinate that is no finite number gives NaN in Paddle, and some pixel in ONNX Runtime.
+
+    Such coordinates come up where a mask is pasted into a box without area, and no comparison holds for NaN: the
+    mask stays empty.
+    """
     mode, pads = op.attributes["mode"], op.attributes["padding_mode"]
     if len(shape_of(op.inputs[0])) != 4:
         raise UnsupportedCase("it samples volumes")
+    finite = mode != "bilinear" or pads != "zeros"
     if g.opset >= 20 and mode == "bilinear":
         mode = "linear"
-    return g.op(
+    grid = g[op.inputs[1]]
+    sampled = g.op(
         "GridSample",
         g[op.inputs[0]],
-        g[op.inputs[1]],
+        grid,
         mode=mode,
         padding_mode={"reflect": "reflection"}.get(pads, pads),
         align_corners=int(op.attributes["align_corners"]),
     )
+    if finite:
+        return sampled
+    # Axis 3, not -1: of no rows at all, ONNX Runtime 1.31 reduces another one.
+    nothing = g.op("Mul", g.reduce("ReduceSum", grid, [3], False), g.const(0, op.outputs[0].dtype))
+    return g.op("Add", sampled, g.unsqueeze(nothing, 1))
 
 
 TABLE: dict[str, Lowering] = {
