@@ -57,8 +57,8 @@ class RtdetrSize:
     prototypes: int
 
 
-# The five official models, with their depths in proportion (PP-HGNetV2 of the size of each name, and RT-DETR's
-# encoder and decoder) and an eighth of their widths; `large` has an official member's widths.
+# L, X and H have the blocks and chains of PP-HGNetV2-L, -X and -H and RT-DETR's layers, S and M less; all are narrow.
+# `large` is L with official widths.
 SIZES = {
     "S": RtdetrSize(16, (1, 1, 1, 1), 3, 32, 4, 1, 1, 3, 50, 16),
     "M": RtdetrSize(16, (1, 1, 2, 1), 4, 32, 4, 1, 1, 4, 50, 16),
