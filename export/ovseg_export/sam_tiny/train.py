@@ -62,7 +62,8 @@ class Scenes(torch.utils.data.IterableDataset):
         cv2.setNumThreads(1)
         # The trainer may be pinned to one core; this worker is not.
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
-        rng = np.random.default_rng(self.seed)
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
             paths = sorted(self.folder.rglob("*.png"))
             if not paths:
@@ -111,6 +112,11 @@ def read_scene(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if ids is None or image is None:
         raise FileNotFoundError(f"the scene {path} cannot be read")
     return image, ids
+
+
+def here(array: np.ndarray) -> torch.Tensor:
+    """An array as a tensor on the device of the training."""
+    return torch.from_numpy(array).to(torch.get_default_device())
 
 
 def normalise(image: np.ndarray) -> np.ndarray:
@@ -249,7 +255,7 @@ def step_loss(
     count = len(target)
     mask_input, has_mask = torch.zeros(count, 1, size // 4, size // 4), torch.zeros(count)
     total, seen = torch.zeros(()), {}
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(frame.device.type, torch.bfloat16):
         frame = frame.contiguous(memory_format=torch.channels_last)
         *embeddings, pixels = network.encoder(frame)
         embeddings = [*(e.repeat_interleave(prompts, 0) for e in embeddings), pixels]
@@ -294,14 +300,14 @@ def evaluate(network: SamTiny, folder: Path, scenes: int) -> dict[str, float]:
     no_mask = torch.zeros(1, 1, SIZE // 4, SIZE // 4), torch.zeros(1)
     for path in sorted(folder.rglob("*.png"))[:scenes]:
         image, ids = read_scene(path)
-        frame = torch.from_numpy(normalise(image)).permute(2, 0, 1)[None]
-        with torch.autocast("cpu", torch.bfloat16):
+        frame = here(normalise(image)).permute(2, 0, 1)[None]
+        with torch.autocast(frame.device.type, torch.bfloat16):
             embeddings = [e.float() for e in network.encoder(frame.contiguous(memory_format=torch.channels_last))]
         masks = [(ids == k).astype(np.uint8) for k in np.unique(ids) if k]
         if not masks:
             continue
-        truth = torch.from_numpy(np.stack(masks)).bool()
-        boxes = torch.from_numpy(np.stack([bounding_box(m) for m in masks])).reshape(-1, 2, 2)
+        truth = here(np.stack(masks)).bool()
+        boxes = here(np.stack([bounding_box(m) for m in masks])).reshape(-1, 2, 2)
         clicks = torch.tensor([deepest_point(m) for m in masks])[:, None]
         corners = torch.tensor([[2.0, 3.0]]).expand(len(masks), -1)
         for key, coords, labels in (
@@ -353,7 +359,7 @@ def start_from(network: SamTiny, weights: Path) -> None:
     network.decoder.select.bias.zero_()
     state = network.state_dict()
     for name, array in np.load(weights).items():
-        whole, part = state[name], torch.from_numpy(array)
+        whole, part = state[name], here(array)
         whole.zero_()
         whole[tuple(slice(side) for side in part.shape)] = part
 
@@ -376,7 +382,7 @@ class Run:
         self.optimisers = optimisers(self.network, self.auxiliary)
         self.progress = Progress()
         if self.checkpoint.exists():
-            saved = torch.load(self.checkpoint)
+            saved = torch.load(self.checkpoint, map_location=torch.get_default_device())
             self.network.load_state_dict(saved["net"])
             self.ema.load_state_dict(saved["ema"])
             self.auxiliary.load_state_dict(saved["auxiliary"])
@@ -401,13 +407,14 @@ class Run:
 
     def export(self) -> None:
         """Write the averaged weights under the names that network.py reads."""
-        weights = {k: v.numpy() for k, v in self.ema.state_dict().items() if "num_batches" not in k}
+        weights = {k: v.cpu().numpy() for k, v in self.ema.state_dict().items() if "num_batches" not in k}
         weights = {k: v.astype(np.float16) if v.ndim > 1 else v for k, v in weights.items()}
         np.savez(self.out / "weights.npz", **weights)
 
 
 def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
     run = Run(args.out, args.seed, args.weights)
     limit = args.minutes * 60
     phase, loader, tick = None, None, time.monotonic()
@@ -420,14 +427,17 @@ def train(args: argparse.Namespace) -> None:
             phase = current
             scenes = Scenes(args.scenes, phase, args.seed + run.progress.step)
             loader = iter(
-                torch.utils.data.DataLoader(scenes, batch_size=phase.scenes, num_workers=1, prefetch_factor=4)
+                torch.utils.data.DataLoader(
+                    scenes, batch_size=phase.scenes * args.scale, num_workers=args.workers, prefetch_factor=4
+                )
             )
         rate = args.lr * min(1.0, (run.progress.step + 1) / WARM_UP)
         fallen = max(0.0, (share - HELD) / (1 - HELD))
         rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen))
         for group in [group for optimiser in run.optimisers for group in optimiser.param_groups]:
             group["lr"] = rate
-        loss, seen = step_loss(run.network, run.auxiliary, next(loader))
+        batch = [tensor.to(args.device) for tensor in next(loader)]
+        loss, seen = step_loss(run.network, run.auxiliary, batch)
         for optimiser in run.optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -470,6 +480,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=80, help="length of the whole training")
     parser.add_argument("--eval-minutes", type=float, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="PyTorch's name, such as cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare scenes")
+    parser.add_argument("--scale", type=int, default=1, help="times as many scenes a step, for a GPU")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())

@@ -162,7 +162,7 @@ class PromptEncoder(nn.Module):
         self.no_mask = nn.Embedding(1, dim)
 
     def positions(self, xy):
-        with torch.autocast("cpu", enabled=False):  # bfloat16 would move a point by pixels
+        with torch.autocast(xy.device.type, enabled=False):  # bfloat16 would move a point by pixels
             angle = (xy * 2.0 - 1.0) @ self.fourier * (2 * math.pi)
         return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
 
