@@ -38,7 +38,7 @@ def fold_and_halve(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def store_in_half(model: onnx.ModelProto) -> None:
-    """Store each matrix and kernel that float16 holds without loss as float16; a Cast undoes it when the model loads."""
+    """Store matrices and kernels that float16 holds without loss as float16; a Cast undoes it when the model loads."""
     graph = model.graph
     casts = []
     for tensor in graph.initializer:
