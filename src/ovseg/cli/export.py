@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+GENERAL = "SAM-H"
+"""What `general_sam` makes of the two official archives."""
+
 
 def register(app: typer.Typer) -> None:
     """Add `ovs export` to `app`."""
@@ -25,6 +28,9 @@ SOURCE = typer.Option(
     "inference.pdiparams and inference.yml. Left out: the official archive of MODEL.",
     metavar="DIR|ARCHIVE|URL",
 )
+POINT = typer.Option(
+    help="With SAM-H: the model for a point, as --from takes the one for boxes.", metavar="DIR|ARCHIVE|URL"
+)
 OUT = typer.Option(help="Folder to make. Left out: the name, here.", metavar="DIR")
 OPSET = typer.Option(help="ONNX operator set, 17 to 21.", metavar="N")
 PRECISION = typer.Option(help="fp32, fp16 or int8.", metavar="NAME")
@@ -37,6 +43,7 @@ MISMATCH = typer.Option("--allow-mismatch", help="Keep a model that differs from
 def export(
     model: Annotated[str, MODEL],
     source: Annotated[str | None, SOURCE] = None,
+    point: Annotated[str | None, POINT] = None,
     out: Annotated[Path | None, OUT] = None,
     opset: Annotated[int, OPSET] = 17,
     precision: Annotated[str, PRECISION] = "fp32",
@@ -48,13 +55,34 @@ def export(
     """Turn a Paddle model into an ONNX model folder and prove that it computes the same; print the folder.
 
     The folder holds the ONNX files, model.yaml and parity.json, the report of the comparison with Paddle.
+    SAM-H makes one model of both official archives, SAM-H_box and SAM-H_point, that takes boxes, points with labels
+    and both together.
+
     Needs the export extra: pip install "ovseg[export]".
     """
     from ..errors import ConfigError
 
     if device != "cpu":
         raise ConfigError(f"The export runs on the CPU, not on {device!r}.", "Leave --device out.")
-    export_model = _load_exporter()
+    if model == GENERAL:
+        if precision != "fp32" or calibration is not None or images is not None or allow_mismatch:
+            raise ConfigError(f"{GENERAL} is made in fp32 and compared exactly.", "Leave the other options out.")
+        if (source is None) != (point is None):
+            raise ConfigError("Only one of the two archives is given.", "Give both, --from BOX and --point POINT.")
+        with _progress() as (say, received):
+            folder = _load_exporter("general_sam").export_general(
+                source or f"{GENERAL}_box",
+                point or f"{GENERAL}_point",
+                out or Path(GENERAL),
+                opset=opset,
+                progress=say,
+                received=received,
+            )
+        print(folder)
+        return
+    if point is not None:
+        raise ConfigError(f"--point is for {GENERAL} only.", f"Leave it out, or name {GENERAL}.")
+    export_model = _load_exporter().export_model
     where = source or model
     known = source is not None or not Path(model).expanduser().exists()
     name = model if known and "://" not in model else None
@@ -77,11 +105,11 @@ def export(
     print(folder)
 
 
-def _load_exporter() -> Any:
+def _load_exporter(module: str = "export") -> Any:
     from ..errors import MissingExtra
 
     try:
-        return importlib.import_module("ovseg_export").export_model
+        return importlib.import_module(f"ovseg_export.{module}")
     except ImportError as failure:
         raise MissingExtra(
             f"The export stage cannot be loaded ({failure}).", 'Run `pip install "ovseg[export]"`.'

@@ -15,6 +15,7 @@ from ..errors import ModelError, PromptError
 from ..session import Session, TensorInfo
 from ..stages.masks import mask_logits, upsample_masks
 from ..stages.prompts import Prompt, Prompts, scale_coords, tokens
+from ..stages.regions import stability_score
 from ..stages.resize import normalise_and_pad, resize_long_side
 from ..zoo import ModelFolder
 
@@ -25,7 +26,7 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _POINT_INPUTS = ("point_coords", "point_labels")
 _MASK_INPUTS = ("mask_input", "has_mask_input")
 _SIZE_INPUT = "orig_im_size"
-_KINDS = {"general": (*_POINT_INPUTS, *_MASK_INPUTS), "boxes": ("boxes",), "points": ("points",)}
+_KINDS = {"general": _POINT_INPUTS, "boxes": ("boxes",), "points": ("points",)}
 _MASK_OUTPUTS = ("low_res_masks", "multi_masks", "low_res_logits")
 _IOU_OUTPUTS = ("iou_predictions", "multi_iou_predictions", "iou_preds", "scores")
 # SAM's decoder has four mask tokens: the first for prompts that leave no doubt, the others for whole, part, subpart.
@@ -60,19 +61,20 @@ class Decoded:
     iou: np.ndarray | None
 
     def best(self) -> np.ndarray:
-        """For each prompt the number of the mask with the highest predicted IoU; the first without any."""
-        if self.iou is None:
-            return np.zeros(len(self.logits), dtype=np.int64)
-        return np.asarray(self.iou.argmax(axis=1))
+        """For each prompt the number of the mask with the highest predicted IoU, or the most stable one."""
+        scores = self.iou
+        if scores is None:
+            scores = np.array([[stability_score(logits, 1.0) for logits in masks] for masks in self.logits])
+        return np.asarray(scores.argmax(axis=1))
 
 
 class SamModel:
     """A SAM on one device. Threads may share it.
 
-    Three kinds of decoder are told apart by their inputs: the general one (`point_coords`, `point_labels`,
-    `mask_input`, `has_mask_input`, and in graphs of the original SAM's exporter `orig_im_size`), and PaddleX's
-    official ones, for boxes only (`boxes`) and for one point only (`points`). The encoder has one input: 1x3xSxS
-    float32, normalised and padded, or HxWx3 of 0 to 255; `preprocess` wins over what its shape says.
+    Three kinds of decoder are told apart by their inputs: the general one (`point_coords`, `point_labels`, most
+    with `mask_input` and `has_mask_input`, those of the original SAM's exporter with `orig_im_size`), and
+    PaddleX's official ones, for boxes only (`boxes`) and for one point only (`points`). The encoder has one
+    input: 1x3xSxS float32, normalised and padded, or HxWx3 of 0 to 255; `preprocess` wins over its shape.
 
     Args:
         folder: model folder of the family `sam`.
@@ -164,7 +166,7 @@ class SamModel:
                 f"The model {self.name} takes one point for each mask, without labels.",
                 "Use the model SAM-tiny for several points of one object.",
             )
-        if self._decoder.no_mask_prompt and any(item.mask is not None for item in prompts.items):
+        if not self._decoder.takes_masks and any(item.mask is not None for item in prompts.items):
             raise PromptError(
                 f"The model {self.name} takes no mask as a prompt: its archives hold no weights for it.",
                 "Give points or a box instead, or use the model SAM-tiny.",
@@ -260,7 +262,7 @@ class _Decoder:
         mask_side: side of the logits that it takes as a prompt, or None.
         masks: masks that it gives for each prompt; None where the graph does not say.
         one_mask: whether one mask prompt goes to all prompts of a run.
-        no_mask_prompt: whether a mask has no effect on it.
+        takes_masks: whether it takes a mask as a prompt.
     """
 
     def __init__(self, folder: ModelFolder, role: str, session: Session) -> None:
@@ -274,7 +276,7 @@ class _Decoder:
         self.kind = fitting[0]
         self._masks = masks
         self._iou = next((name for name in _IOU_OUTPUTS if name in outputs), None)
-        own = {*_KINDS[self.kind], _SIZE_INPUT}
+        own = {*_KINDS[self.kind], *_MASK_INPUTS, _SIZE_INPUT}
         self._embeddings = [name for name in self._inputs if name not in own]
         first = self._inputs[_KINDS[self.kind][0]].shape
         count = first[0] if first else None
@@ -282,10 +284,11 @@ class _Decoder:
         # Exporters leave the masks' axes open where they name those of the predicted IoU.
         counts = [outputs[name].shape[1:2] for name in (masks, self._iou) if name is not None]
         self.masks = next((shape[0] for shape in counts if shape and isinstance(shape[0], int)), None)
-        self.no_mask_prompt = bool(folder.facts.get("x-no-mask-prompt"))
+        # A decoder made of PaddleX's two archives has points and boxes, and no weights for a mask.
+        self.takes_masks = set(_MASK_INPUTS) <= set(self._inputs)
         # A graph that names the axis of masks otherwise than that of prompts takes one mask for all of them.
-        self.one_mask = self.kind == "general" and self._inputs["mask_input"].shape[0] != count
-        side = self._inputs["mask_input"].shape[-1] if self.kind == "general" else None
+        self.one_mask = self.takes_masks and self._inputs["mask_input"].shape[0] != count
+        side = self._inputs["mask_input"].shape[-1] if self.takes_masks else None
         self.mask_side = side if isinstance(side, int) else None
 
     def embedding_names(self, outputs: Sequence[TensorInfo]) -> dict[str, str]:
@@ -303,6 +306,8 @@ class _Decoder:
         Raises:
             PromptError: logits of another size than the decoder's.
         """
+        if not self.takes_masks:
+            return {}
         side = self.mask_side or size // 4
         rank = len(self._inputs["has_mask_input"].shape)
         count = 1 if self.one_mask else len(prompts)

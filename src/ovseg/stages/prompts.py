@@ -196,7 +196,7 @@ def combine_prompts(boxes: Any = None, points: Any = None, labels: Any = None, m
             raw, labels = [raw], None if labels is None else [labels]
         elif not nested:
             raise PromptError(
-                "The points do not say which object they belong to.", "Give a list of points for each box."
+                "The points do not say which object they belong to.", "Give a list of points for each object."
             )
         parts["points"] = [[] if group is None else group for group in raw]
         if labels is not None:
