@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from ovseg import create_pipeline
 from ovseg.cli import main
 from ovseg.errors import ConfigError, OvsError
-from ovseg.evaluation import METRICS, Evaluation, evaluate, read_annotations
+from ovseg.evaluation import METRICS, Evaluation, _as_annotations, evaluate, read_annotations
 from ovseg.results.base import Result
 
 HEIGHT, WIDTH = 40, 60
@@ -103,6 +103,13 @@ def test_figures_are_those_of_pycocotools(
         assert [figures[name] for name in METRICS] == expected
         assert 0 < judge.stats[0] < 1
     assert 0 < found.mask["AP"] < found.mask["AP50"]  # type: ignore[operator]
+
+
+def test_sizes_are_those_of_masks_or_of_boxes(run: Callable[..., Evaluation], tmp_path: Path) -> None:
+    run(threshold=0.5)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())[:2]
+    assert [entry["area"] for entry in _as_annotations(results, "segm")] == [38 * 23, 22 * 24]
+    assert [entry["area"] for entry in _as_annotations(results, "bbox")] == [30 * 15, 18 * 20]
 
 
 def test_an_interrupted_evaluation_goes_on(

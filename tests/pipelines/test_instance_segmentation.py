@@ -64,6 +64,21 @@ def test_masks_that_the_pipeline_puts_into_their_boxes(make: Make) -> None:
     assert result["masks"] == []
 
 
+def test_an_image_without_a_detection_in_a_batch_of_an_rcnn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [[0, 0.9, 0, 0, 10, 10], [0, 0, 0, 0, 1, 1], [1, 0.8, 20, 20, 30, 30], [0, 0, 0, 0, 1, 1]]
+    outputs = {
+        "boxes": np.float32(rows),
+        "counts": np.array([1, 1, 1, 1], np.int32),
+        "low_res_masks": np.stack([np.ones((4, 4), np.float32), np.full((4, 4), 0.1, np.float32)]),
+    }
+    pipeline = make("in_boxes")
+    pipeline._model(pipeline.device).takes_batches = True
+    monkeypatch.setattr(Session, "run", lambda self, feeds, names=None: outputs)
+    results = list(pipeline.predict([picture(255)] * 4, threshold=0.0, batch_size=4))
+    assert [scores(result) for result in results] == [[0.9], [], [0.8], []]
+    assert results[0]["masks"][0][1:9, 1:9].all() and not results[2]["masks"][0].any()
+
+
 @pytest.mark.parametrize("facts", [7, {}, {"paste": "somehow", "threshold": 0}, {"paste": "resize", "threshold": "x"}])
 def test_a_wrong_way_to_paste(make: Make, tmp_path: Path, facts: Any) -> None:
     folder = write_folder(tmp_path / "x", "resized", postprocess={"masks": facts})

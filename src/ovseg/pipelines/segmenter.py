@@ -103,6 +103,10 @@ class Segmenter:
         if not self.gives_boxes:
             return [self._without_boxes(found, masks, size, height, width, thresholds)]
         ends = np.cumsum(found["counts"].reshape(-1))
+        # Paddle's R-CNN graphs give an image without a detection a row of score 0, and no mask.
+        real = found["boxes"][:, 1] > 0
+        if self._paste == "boxes" and len(masks) == real.sum() < len(real):
+            masks = masks[np.maximum(np.cumsum(real) - 1, 0)] if len(masks) else np.zeros((len(real), 1, 1), np.float32)
         if len(ends) != len(pixels) or not ends[-1] <= len(found["boxes"]) or len(masks) < ends[-1]:
             raise ModelError(
                 f"The model {self._folder.name} gives {len(found['boxes'])} boxes and {len(masks)} "
