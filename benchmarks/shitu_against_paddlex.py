@@ -1,6 +1,6 @@
 """End-to-end time of PP-ShiTuV2's predict over PaddleX's: same weights, same pictures, same threads, in turn (A B A B).
 
-    python benchmarks/shitu_against_paddlex.py --oracle PYTHON [--objects 4] [--threads 1] [--models DIR]
+    python benchmarks/shitu_against_paddlex.py --paddlex PYTHON [--objects 4] [--threads 1] [--models DIR]
 
 PaddleX 3.7.2 runs in an interpreter of its own, as it comes (oneDNN, batch_size 1), and answers one round at a time.
 With `--threads 0` each has the threads that it takes by itself: PaddleX ten, whatever the machine, and ovseg the cores.
@@ -55,7 +55,7 @@ def threshold(pipeline: Any, pictures: list[str], objects: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--oracle", required=True, help="Python with paddlex==3.7.2 and paddlepaddle")
+    parser.add_argument("--paddlex", required=True, help="Python with paddlex==3.7.2 and paddlepaddle")
     parser.add_argument("--objects", type=float, default=4)
     parser.add_argument("--threads", type=int, default=1, help="of each; 0 for what each takes by itself")
     parser.add_argument("--rounds", type=int, default=7)
@@ -86,7 +86,7 @@ def main() -> None:
         if arguments.threads:
             environment |= dict.fromkeys(variables, str(arguments.threads))
         theirs = subprocess.Popen(
-            [arguments.oracle, str(PADDLEX), str(request)],
+            [arguments.paddlex, str(PADDLEX), str(request)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
