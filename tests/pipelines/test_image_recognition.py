@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from recognition_graphs import DIM, halves, plain, write_detector, write_embedder
 
-from ovseg import ConfigError, Gallery, GalleryError, ImageError, ModelError, create_pipeline, load_index
+from ovseg import ConfigError, Gallery, GalleryError, ImageError, MissingExtra, ModelError, create_pipeline, load_index
 from ovseg.pipelines.image_recognition import ImageRecognitionPipeline
 
 RED, GREEN, BLUE, WHITE, BLACK = (0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -222,6 +223,18 @@ def test_galleries_that_cannot_be(pipeline, drinks: Path) -> None:
         pipeline.build_index([plain(RED)], ["red"], metric_type="cosine")
     with pytest.raises(ConfigError, match="index type 'HNSW'"):
         pipeline.build_index([plain(RED)], ["red"], index_type="HNSW")
+
+
+def test_a_missing_package_is_missed_before_the_work(pipeline, drinks: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert len(pipeline.build_index(drinks, drinks / "gallery.txt")) == 3  # so few are searched without it
+    monkeypatch.setattr("ovseg.index.engine.GRAPH_LEAST", 2)
+    monkeypatch.setattr(pipeline, "embed", None)
+    with pytest.raises(MissingExtra, match=r"ovseg\[index\]"):
+        pipeline.build_index(drinks, drinks / "gallery.txt")
+    with pytest.raises(MissingExtra):
+        pipeline.build_folder(tmp_path / "index", drinks, drinks / "gallery.txt", index_type="IVF")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drinks"]
 
 
 def test_an_index_of_another_model(pipeline, tmp_path: Path, caplog) -> None:
