@@ -382,6 +382,12 @@ class TestBuildingInAFolder:
         assert len(reader) == 3 and len(load_index(tmp_path / "index")) == 9
         assert sorted(path.name for path in tmp_path.iterdir()) == ["drinks", "index", "other"]
 
+    def test_nothing_is_left_where_nothing_was_done(self, pipeline, many: Path, tmp_path: Path) -> None:
+        (many / "images" / "2.png").unlink()
+        with pytest.raises(GalleryError, match="does not exist"):
+            pipeline.build_folder(tmp_path / "index", many, many / "many.txt")
+        assert [path.name for path in tmp_path.iterdir()] == ["drinks"]
+
     def test_bad_pictures_can_be_left_out_when_it_goes_on(self, pipeline, many: Path, tmp_path: Path) -> None:
         (many / "images" / "2.png").write_text("text")
         with pytest.raises(GalleryError, match="3 of 9 pictures"):
