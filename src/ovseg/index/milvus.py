@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -371,6 +372,8 @@ class MilvusGallery:
 
 
 def _connect(where: Address) -> Any:
+    # gRPC writes of each lost connection to standard error, though it makes a new one.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from pymilvus import MilvusClient
 
