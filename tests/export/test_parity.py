@@ -235,6 +235,15 @@ def test_a_failure_of_paddle_is_an_error_and_a_crash_too(tmp_path: Path) -> None
             paddle.run({"x": np.zeros(1, np.float32)})
 
 
+@pytest.mark.parametrize(("amd", "hurry"), [(True, True), (True, False), (False, True)])
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+def test_paddle_hurries_where_told(amd: bool, hurry: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovseg_export.paddle_host._is_amd", lambda: amd)
+    with Host(tmp_path, hurry=hurry) as paddle:
+        environment = Path(f"/proc/{paddle._process.pid}/environ").read_bytes().split(b"\0")
+    assert (b"MKL_DEBUG_CPU_TYPE=5" in environment) == (amd and hurry)
+
+
 # Saved with Paddle's old program representation, which is chosen when Paddle is imported.
 _OLD_PROGRAMS = """
 import sys
