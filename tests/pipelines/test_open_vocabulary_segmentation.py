@@ -18,6 +18,7 @@ from ovseg.errors import ConfigError, DeviceUnavailable, ImageError, ModelError,
 from ovseg.pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
 from ovseg.pipelines.sam import SamModel
 from ovseg.session import Session
+from ovseg.stages.masks import RleMasks
 from ovseg.stages.prompts import Prompt
 
 BOXES = [[20, 10, 120, 90.5], [100, 60, 159, 119]]
@@ -334,6 +335,7 @@ def test_everything(make: Make, pixels: np.ndarray) -> None:
         x1, y1, x2, y2 = info["coordinate"]
         assert mask[y1:y2, x1:x2].sum() == mask.sum() and mask[y1].any() and mask[:, x2 - 1].any()
         assert info["predicted_iou"] is None and 0.5 <= info["stability_score"] <= 1
+    assert isinstance(result["masks"], RleMasks), "thousands of masks do not fit as pixels"
     areas = [info["area"] for info in result["mask_infos"]]
     assert areas == sorted(areas, reverse=True)
     assert result.json["res"]["masks"][0]["size"] == [120, 160]

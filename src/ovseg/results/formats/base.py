@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
 
 import numpy as np
 
@@ -71,8 +70,6 @@ class Writer(ABC):
         folder: where to; it is made when it is needed.
     """
 
-    about: ClassVar[str]
-
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self._stems: dict[str, int] = {}
@@ -121,9 +118,3 @@ def image_size(result: Result) -> tuple[int, int]:
     """Height and width of the image of a result."""
     height, width = result.pixels.shape[:2]
     return int(height), int(width)
-
-
-def plain_numbers(points: np.ndarray) -> list[Any]:
-    """An array as nested lists of Python's numbers."""
-    found: list[Any] = points.tolist()
-    return found

@@ -17,8 +17,6 @@ from .base import Classes, Writer, image_size, objects_of
 class CocoRle(Writer):
     """COCO with run lengths: exact. `category_id` counts from 1; `file_name` is the name of the input."""
 
-    about = "annotations.json, masks as COCO run lengths"
-
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__(folder)
         self._classes = Classes()
@@ -56,8 +54,6 @@ class CocoRle(Writer):
 
 class CocoPolygons(CocoRle):
     """COCO with polygons along the edges of the pixels; a hole is joined to its outline by a bridge of no width."""
-
-    about = "annotations.json, masks as polygons"
 
     def _segmentation(self, mask: np.ndarray) -> Any:
         return [join_outlines([ring, *holes]).astype(float).reshape(-1).tolist() for ring, holes in mask_rings(mask)]

@@ -15,8 +15,6 @@ from .base import Writer, image_size, objects_of
 class GeoJson(Writer):
     """A `FeatureCollection` of `Polygon` and `MultiPolygon`, exact. Coordinates are pixels, y points down."""
 
-    about = "NAME.geojson for each image, polygons with holes in pixels"
-
     def add(self, result: Result) -> None:
         """Write the file of one image."""
         height, width = image_size(result)

@@ -21,7 +21,6 @@ _LARGEST = 1 << _SIZES[-1]
 class LabelStudioBrush(Writer):
     """Brush labels: exact. The project's configuration has `<BrushLabels name="label" toName="image">`."""
 
-    about = "tasks.json with brush labels"
     kind = "brushlabels"
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -62,7 +61,6 @@ class LabelStudioBrush(Writer):
 class LabelStudioPolygons(LabelStudioBrush):
     """Polygon labels, one for each part; `<PolygonLabels name="label" toName="image">`. Corners are per cent."""
 
-    about = "tasks.json with polygon labels"
     kind = "polygonlabels"
 
     def _regions(self, item: Annotation, number: int) -> list[dict[str, Any]]:

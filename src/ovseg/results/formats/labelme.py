@@ -22,8 +22,6 @@ class Labelme(Writer):
     The parts of one object share a `group_id`. Where the input is no file, the picture is in the JSON.
     """
 
-    about = "NAME.json for each image, polygons and masks"
-
     def add(self, result: Result) -> None:
         """Write the file of one image."""
         height, width = image_size(result)

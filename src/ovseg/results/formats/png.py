@@ -15,8 +15,6 @@ from .base import Writer, image_size, objects_of
 class PngBinary(Writer):
     """`NAME_0.png`, `NAME_1.png`, ...: 255 where the object is, 0 elsewhere."""
 
-    about = "NAME_0.png and so on: 255 in the object, 0 outside"
-
     def add(self, result: Result) -> None:
         """Write the masks of one image."""
         stem = self.stem(result)
@@ -29,8 +27,6 @@ class PngIndex(Writer):
 
     The file has 8 bits, and 16 where there are more than 255 objects.
     """
-
-    about = "NAME_index.png: 1, 2, ... for each object, 0 outside"
 
     def add(self, result: Result) -> None:
         """Write the picture of one image."""
@@ -45,8 +41,6 @@ class PngIndex(Writer):
 
 class PngCutOut(Writer):
     """`NAME_0_cutout.png`, ...: each object cut to its box, transparent outside."""
-
-    about = "NAME_0_cutout.png and so on: the object, transparent outside"
 
     def add(self, result: Result) -> None:
         """Write the cut-outs of one image."""

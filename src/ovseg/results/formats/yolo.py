@@ -21,8 +21,6 @@ class YoloSegmentation(Writer):
     lines; their corners are repeated.
     """
 
-    about = "labels/NAME.txt with one polygon for each object, and data.yaml"
-
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__(folder)
         self._classes = Classes()
