@@ -1,6 +1,6 @@
 """PaddleX's own service, `paddlex --serve`, to compare with; run it with an interpreter that has paddlex 3.7.2.
 
-    python benchmarks/paddlex_service.py --serve --pipeline paddlex.yaml --port 8081
+python benchmarks/paddlex_service.py --serve --pipeline paddlex.yaml --port 8081
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,24 @@ def test_more_than_allowed_is_refused() -> None:
         worker.go.set()
         assert await asyncio.gather(*tasks) == [0, 2, 4]
         assert await queue.submit(4) == 8
+
+    run(main())
+    queue.close()
+
+
+def test_more_than_can_be_done_in_time_is_refused() -> None:
+    def slow(jobs: Sequence[int]) -> list[int]:
+        time.sleep(0.2)
+        return list(jobs)
+
+    queue: Queue[int, int] = Queue(slow, patience=0.5)
+
+    async def main() -> None:
+        for _ in range(10):  # from these it knows how long a job takes
+            await queue.submit(0)
+        found = await asyncio.gather(*(queue.submit(i) for i in range(12)), return_exceptions=True)
+        refused = [one for one in found if isinstance(one, Busy)]
+        assert 6 <= len(refused) < 12 and found[:3] == [0, 1, 2]
 
     run(main())
     queue.close()

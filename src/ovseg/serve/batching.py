@@ -49,6 +49,7 @@ class Queue(Generic[JobT, ResultT]):
             raises goes to all jobs of the batch.
         workers: threads.
         limit: jobs that may wait.
+        patience: seconds that a job may have to wait, as far as those before it tell.
         max_batch: jobs of a batch.
         window: seconds that the oldest job waits for others.
         on_batch: is told the number of jobs of each batch, in the worker's thread.
@@ -60,11 +61,13 @@ class Queue(Generic[JobT, ResultT]):
         *,
         workers: int = 1,
         limit: int = 128,
+        patience: float = math.inf,
         max_batch: int = 1,
         window: float = 0.0,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self._run, self._limit, self._max_batch, self._window = run, limit, max_batch, window
+        self._run, self._limit, self._patience = run, limit, patience
+        self._max_batch, self._window = max_batch, window
         self._on_batch = on_batch
         self._waiting: deque[_Waiting[JobT, ResultT]] = deque()
         self._changed = threading.Condition()
@@ -82,13 +85,13 @@ class Queue(Generic[JobT, ResultT]):
         """Wait for the result of a job. One that is cancelled while it waits is never begun.
 
         Raises:
-            Busy: as many jobs as allowed wait already.
+            Busy: as many jobs as allowed wait already, or more than can be done in time.
         """
         loop = asyncio.get_running_loop()
         waiting = _Waiting[JobT, ResultT](job, loop.create_future(), time.monotonic())
         with self._changed:
-            if len(self._waiting) >= self._limit:
-                seconds = len(self._waiting) * self._seconds_per_job / len(self._threads)
+            seconds = len(self._waiting) * self._seconds_per_job / len(self._threads)
+            if len(self._waiting) >= self._limit or seconds > self._patience:
                 raise Busy(min(60, max(1, math.ceil(seconds))))
             self._waiting.append(waiting)
             self._changed.notify()
