@@ -85,14 +85,15 @@ def build(
     from ..index import is_milvus
 
     made = _pipeline(pipeline, device, model, model_dir)
-    kind = {"metric_type": metric_type, "index_type": index_type}
     with _progress() as progress:
         given: dict[str, Any] = {"skip_bad": skip_bad, "on_error": _report, "progress": progress}
         if is_milvus(where):
-            gallery: Any = made.build_index(images, labels, **kind, index=where, **given)
+            gallery: Any = made.build_index(images, labels, metric_type, index_type, index=where, **given)
             gallery.save()
         else:
-            gallery = made.build_folder(where, images, labels, **kind, replace=force, say=_say, **given)
+            gallery = made.build_folder(
+                where, images, labels, metric_type, index_type, replace=force, say=_say, **given
+            )
     _say(f"{len(gallery)} items")
     gallery.close()
     print(where)

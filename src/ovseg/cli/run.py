@@ -110,7 +110,9 @@ def run(
         "label": label or None,
         "vote": vote,
     }
-    detector = {k: v for k, v in {"det_model": det_model, "det_model_dir": det_model_dir}.items() if v is not None}
+    detector: dict[str, Any] = {
+        k: v for k, v in {"det_model": det_model, "det_model_dir": det_model_dir}.items() if v is not None
+    }
     failures = _Failures()
     made = create_pipeline(named, device=device, model=model, model_dir=model_dir, **detector)
     results = made.predict(input, **_options(made, given), on_error=failures.add)

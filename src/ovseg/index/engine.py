@@ -83,7 +83,7 @@ class Settings:
     metric: str = "IP"
     index_type: str = "auto"
     ef: int = 64
-    ef_construction: int = 64
+    ef_construction: int = 100
     nprobe: int | None = None
     model: str | None = None
 

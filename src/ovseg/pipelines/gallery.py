@@ -104,7 +104,7 @@ class BadPictures:
         if self.errors and (not self._skip or len(self.errors) == total):
             listed = "\n".join(f"  {error.cause}" for error in self.errors)
             raise GalleryError(
-                f"{len(self.errors)} of {total} pictures cannot be used:\n{listed}\n",
+                f"{len(self.errors)} of {total} pictures cannot be used:\n{listed}",
                 "Correct the list or the files, or leave them out with skip_bad (--skip-bad).",
             )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..device import Device
-from ..errors import ConfigError, GalleryError, ModelError, OvsError
+from ..errors import ConfigError, GalleryError, OvsError
 from ..images import Image
 from ..index import Gallery, Index, Matches, Settings, create_index, is_milvus, load_index
 from ..index.items import check_k
@@ -21,9 +20,8 @@ from ..results.image_recognition import ImageRecognitionResult
 from ..schema import is_number
 from ..stages.detection import parse_threshold
 from ..stages.embedding import binarise, crop
-from ..zoo import ModelFolder, find_model
 from .base import OnError, Pipeline, logger
-from .config import check_keys, whole_number
+from .config import find_folder, overridden, whole_number
 from .detector import Detector
 from .embedder import Embedder
 from .gallery import BadPictures, Picture, Progress, add_pictures, build_in_folder, list_pictures
@@ -33,9 +31,6 @@ RECOGNITION_MODEL = "ShiTu-tiny-rec"
 THRESHOLD = 0.5
 TOPK = 5
 _KEYS = ("model_name", "model_dir", "batch_size")
-_MODULES = ("Detection", "Recognition")
-_DETECTORS = ("picodet",)
-_EMBEDDERS = ("shitu_rec", "clip_vit")
 
 IndexLike = str | os.PathLike[str] | Index
 
@@ -78,22 +73,24 @@ class ImageRecognitionPipeline(Pipeline):
         **options: Any,
     ) -> None:
         super().__init__(config, where=where, **options)
-        modules = check_keys(self._settings.get("SubModules") or {}, _MODULES, where)
-        detection, recognition = (check_keys(modules.get(key) or {}, _KEYS, f"{where}: {key}") for key in _MODULES)
-        self._det_folder = _find_folder(det_model, det_model_dir, detection, DETECTION_MODEL, _DETECTORS)
-        self._rec_folder = _find_folder(model, model_dir, recognition, RECOGNITION_MODEL, _EMBEDDERS)
-        batch = detection.get("batch_size") if batch_size is None else batch_size
-        self._batch_size = whole_number(1 if batch is None else batch, "batch_size", 1)
-        batch = recognition.get("batch_size")
-        self._rec_batch_size = whole_number(16 if batch is None else batch, "batch_size of Recognition", 1)
-        self._det_threshold = self._parse_det_threshold(self._setting("det_threshold", THRESHOLD))
-        self._rec_threshold = _number(self._setting("rec_threshold", THRESHOLD), "rec_threshold")
-        self._radius = self._setting("hamming_radius", math.inf)
-        self._topk = self._setting("rec_topk", TOPK)
+        modules = self._sub_modules({"Detection": _KEYS, "Recognition": _KEYS}, where)
+        detection = overridden(modules["Detection"], batch_size=batch_size)
+        recognition = modules["Recognition"]
+        self._det_folder = find_folder(
+            detection, det_model, det_model_dir, default=DETECTION_MODEL, families=("picodet",)
+        )
+        self._rec_folder = find_folder(
+            recognition, model, model_dir, default=RECOGNITION_MODEL, families=("shitu_rec", "clip_vit")
+        )
+        self._batch_size = whole_number(detection.get("batch_size", 1), "batch_size", 1)
+        self._rec_batch_size = whole_number(recognition.get("batch_size", 16), "batch_size of Recognition", 1)
+        settings = overridden(self._settings, index=index)
+        self._det_threshold = self._parse_det_threshold(settings.get("det_threshold", THRESHOLD))
+        self._rec_threshold = _number(settings.get("rec_threshold", THRESHOLD), "rec_threshold")
+        self._radius = settings.get("hamming_radius", math.inf)
+        self._topk = settings.get("rec_topk", TOPK)
         check_topk(self._topk)
-        self._index = self._setting("index", None) if index is None else index
-        self._models: dict[str, tuple[Detector, Embedder]] = {}
-        self._loading = threading.Lock()
+        self._index = settings.get("index")
         self._load(self.device)
 
     @property
@@ -394,24 +391,20 @@ class ImageRecognitionPipeline(Pipeline):
 
     # ------------------------------------------------------------ settings and models
 
-    def _setting(self, key: str, default: Any) -> Any:
-        value = self._settings.get(key)
-        return default if value is None else value
-
     def _parse_det_threshold(self, threshold: Any) -> np.ndarray:
         return parse_threshold(threshold, self._det_folder.labels or ("object",), THRESHOLD)
 
     def _load(self, device: Device) -> tuple[Detector, Embedder]:
         """Return the models on a device, loading them the first time."""
-        with self._loading:
-            key = repr(device)  # a Device holds dicts, so it cannot be hashed
-            if key not in self._models:
-                options = self._session_options
-                self._models[key] = (
-                    Detector(self._det_folder, device, options),
-                    Embedder(self._rec_folder, device, batch_size=self._rec_batch_size, session_options=options),
-                )
-            return self._models[key]
+        options = self._session_options
+        return (
+            self._loaded(self._det_folder, device, lambda: Detector(self._det_folder, device, options)),
+            self._loaded(
+                self._rec_folder,
+                device,
+                lambda: Embedder(self._rec_folder, device, batch_size=self._rec_batch_size, session_options=options),
+            ),
+        )
 
 
 def _moved(items: Gallery, index: Index) -> Index:
@@ -463,26 +456,3 @@ def _result(
 
 def _log(error: OvsError) -> None:
     logger.warning("%s", error)
-
-
-def _find_folder(
-    model: str | None,
-    model_dir: str | os.PathLike[str] | None,
-    settings: Mapping[str, Any],
-    default: str,
-    families: tuple[str, ...],
-) -> ModelFolder:
-    """Return a model folder of one of the families.
-
-    Raises:
-        ModelError: there is none, or it is of another family.
-    """
-    if model is None and model_dir is None:
-        model, model_dir = settings.get("model_name") or default, settings.get("model_dir")
-    folder = find_model(model, None if model_dir is None else os.fspath(model_dir))
-    if folder.family not in families:
-        raise ModelError(
-            f"The model {folder.name} in {folder.path} is of the family {folder.family}, not {' or '.join(families)}.",
-            "`ovs models list` shows the models of each pipeline.",
-        )
-    return folder
