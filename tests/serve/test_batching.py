@@ -108,6 +108,25 @@ def test_more_than_can_be_done_in_time_is_refused() -> None:
     queue.close()
 
 
+def test_what_is_not_begun_in_time_is_refused() -> None:
+    worker = Worker()
+    worker.go.clear()
+    queue: Queue[int, int] = Queue(worker, patience=0.1)
+
+    async def main() -> None:
+        begun = asyncio.create_task(queue.submit(0))
+        await until(lambda: worker.batches)
+        with pytest.raises(Busy):
+            await queue.submit(1)
+        assert len(queue) == 0
+        worker.go.set()
+        assert await begun == 0 and await queue.submit(2) == 4
+
+    run(main())
+    assert worker.batches == [[0], [2]]
+    queue.close()
+
+
 def test_what_is_given_up_is_never_begun() -> None:
     worker = Worker()
     worker.go.clear()
