@@ -1,6 +1,6 @@
 """Compare PP-ShiTuV2 with PaddleX 3.7.2, object by object, on the same weights, gallery and queries.
 
-    python tests/parity/compare_shitu.py --oracle PYTHON
+    python tests/parity/compare_shitu.py --paddlex PYTHON
 
 The models of the builders are made and exported here, a gallery of 200 pictures and 50 queries are composed of the
 photographs in tests/data, and PaddleX runs in an interpreter of its own. Limits: embeddings to a cosine of 0.99999,
@@ -121,7 +121,7 @@ def compare(name: str, theirs: list[list[dict[str, Any]]], ours: list[Any]) -> b
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--oracle", required=True, help="Python with paddlex==3.7.2 and paddlepaddle")
+    parser.add_argument("--paddlex", required=True, help="Python with paddlex==3.7.2 and paddlepaddle")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -154,7 +154,7 @@ def main() -> int:
             )
         )
         subprocess.run(
-            [arguments.oracle, str(Path(__file__).with_name("run_paddlex_shitu.py")), str(request)], check=True
+            [arguments.paddlex, str(Path(__file__).with_name("run_paddlex_shitu.py")), str(request)], check=True
         )
 
         theirs = np.load(folder / "embeddings.npy")

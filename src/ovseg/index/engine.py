@@ -163,6 +163,17 @@ def make_engine(kind: str, settings: Settings) -> Engine:
     return IvfEngine(settings)
 
 
+def require_engine(settings: Settings, size: int) -> None:
+    """Make sure, before long work, that a gallery of `size` items can be searched.
+
+    Raises:
+        MissingExtra: faiss is needed and not installed.
+    """
+    kind = engine_kind(settings, size)
+    if kind != "Flat":
+        make_engine(kind, settings)
+
+
 def read_engine(kind: str, settings: Settings, path: Path, ids: np.ndarray) -> Engine:
     """Return the engine that `write` wrote to `path` when `ids` were in it.
 

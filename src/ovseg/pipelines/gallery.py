@@ -215,6 +215,8 @@ def build_in_folder(
             gallery.save()
     finally:
         gallery.close()
+        if not len(gallery):  # nothing that is worth going on with
+            shutil.rmtree(part, ignore_errors=True)
     with load_folder(part, write=True, index_type=settings.index_type) as gallery:
         gallery.save(folder if is_gallery(folder) else None)
     if not is_gallery(folder):
