@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,6 +87,43 @@ def test_more_than_allowed_is_refused() -> None:
         assert await queue.submit(4) == 8
 
     run(main())
+    queue.close()
+
+
+def test_more_than_can_be_done_in_time_is_refused() -> None:
+    def slow(jobs: Sequence[int]) -> list[int]:
+        time.sleep(0.2)
+        return list(jobs)
+
+    queue: Queue[int, int] = Queue(slow, patience=0.5)
+
+    async def main() -> None:
+        for _ in range(10):  # from these it knows how long a job takes
+            await queue.submit(0)
+        found = await asyncio.gather(*(queue.submit(i) for i in range(12)), return_exceptions=True)
+        refused = [one for one in found if isinstance(one, Busy)]
+        assert 6 <= len(refused) < 12 and found[:3] == [0, 1, 2]
+
+    run(main())
+    queue.close()
+
+
+def test_what_is_not_begun_in_time_is_refused() -> None:
+    worker = Worker()
+    worker.go.clear()
+    queue: Queue[int, int] = Queue(worker, patience=0.1)
+
+    async def main() -> None:
+        begun = asyncio.create_task(queue.submit(0))
+        await until(lambda: worker.batches)
+        with pytest.raises(Busy):
+            await queue.submit(1)
+        assert len(queue) == 0
+        worker.go.set()
+        assert await begun == 0 and await queue.submit(2) == 4
+
+    run(main())
+    assert worker.batches == [[0], [2]]
     queue.close()
 
 

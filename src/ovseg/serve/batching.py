@@ -49,6 +49,8 @@ class Queue(Generic[JobT, ResultT]):
             raises goes to all jobs of the batch.
         workers: threads.
         limit: jobs that may wait.
+        patience: seconds that a job may wait; one that would have to wait longer, as far as those before it tell, is
+            refused at once.
         max_batch: jobs of a batch.
         window: seconds that the oldest job waits for others.
         on_batch: is told the number of jobs of each batch, in the worker's thread.
@@ -60,11 +62,13 @@ class Queue(Generic[JobT, ResultT]):
         *,
         workers: int = 1,
         limit: int = 128,
+        patience: float = math.inf,
         max_batch: int = 1,
         window: float = 0.0,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
-        self._run, self._limit, self._max_batch, self._window = run, limit, max_batch, window
+        self._run, self._limit, self._patience = run, limit, patience
+        self._max_batch, self._window = max_batch, window
         self._on_batch = on_batch
         self._waiting: deque[_Waiting[JobT, ResultT]] = deque()
         self._changed = threading.Condition()
@@ -82,24 +86,39 @@ class Queue(Generic[JobT, ResultT]):
         """Wait for the result of a job. One that is cancelled while it waits is never begun.
 
         Raises:
-            Busy: as many jobs as allowed wait already.
+            Busy: as many jobs as allowed wait already, or it was not begun in time.
         """
         loop = asyncio.get_running_loop()
         waiting = _Waiting[JobT, ResultT](job, loop.create_future(), time.monotonic())
         with self._changed:
-            if len(self._waiting) >= self._limit:
-                seconds = len(self._waiting) * self._seconds_per_job / len(self._threads)
-                raise Busy(min(60, max(1, math.ceil(seconds))))
+            if len(self._waiting) >= self._limit or self._seconds_to_wait() > self._patience:
+                raise self._busy()
             self._waiting.append(waiting)
             self._changed.notify()
+        expiry = loop.call_later(self._patience, self._expire, waiting) if self._patience < math.inf else None
         try:
             return await waiting.future
         finally:
+            if expiry is not None:
+                expiry.cancel()
             # A request that was given up must not keep its place, nor its picture in memory.
             if waiting.future.cancelled():
                 with self._changed:
                     if waiting in self._waiting:
                         self._waiting.remove(waiting)
+
+    def _seconds_to_wait(self) -> float:
+        return len(self._waiting) * self._seconds_per_job / len(self._threads)
+
+    def _busy(self) -> Busy:
+        return Busy(min(60, max(1, math.ceil(self._seconds_to_wait()))))
+
+    def _expire(self, waiting: _Waiting[JobT, ResultT]) -> None:
+        """Give up a job that nobody has begun."""
+        with self._changed:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+                waiting.future.set_exception(self._busy())
 
     def close(self) -> None:
         """End the threads once all that waits is done."""

@@ -95,6 +95,8 @@ class Context:
             run,
             workers=settings.workers,
             limit=settings.queue,
+            # A request that could only end in 504 is better told at once.
+            patience=settings.deadline / 2,
             max_batch=settings.max_batch if batches else 1,
             window=settings.batch_window if batches else 0.0,
             on_batch=lambda size: self._metrics.count_batch(name, size),

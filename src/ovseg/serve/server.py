@@ -34,6 +34,8 @@ def run(app: App, settings: Settings, host: str, port: int) -> None:
         ws="none",
         loop="asyncio",
         lifespan="on",
+        # Longer than any Retry-After, or a client that waited would find its connection closed.
+        timeout_keep_alive=75,
         access_log=False,
         log_config=None,
         log_level="warning",

@@ -56,7 +56,7 @@ class Settings:
     max_open_indexes: int = 64
     queue: int = 128
     workers: int = 1
-    max_batch: int = 8
+    max_batch: int = 4
     batch_window: float = 0.0
     deadline: float = 60.0
     head_timeout: float = 10.0
