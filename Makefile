@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARITY_VENV := .venv-parity
+# An interpreter that has paddlex[cv]==3.7.2 and paddlepaddle==3.2.2; made if it is not given.
+PADDLEX ?= $(PARITY_VENV)/bin/python
 
-.PHONY: demo test lint format clean
+.PHONY: demo test parity lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ovs demo
@@ -12,6 +15,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -X faulthandler -m pytest --ignore=tests/export
 	set -e; for file in tests/export/test_*.py; do $(BIN)/python -X faulthandler -m pytest $$file; done
+
+# Every comparison with PaddleX runs, also after one has failed.
+parity: $(VENV)/.dev $(if $(filter $(PARITY_VENV)/%,$(PADDLEX)),$(PARITY_VENV)/.done)
+	status=0; for script in tests/parity/compare_*.py; do $(BIN)/python $$script --paddlex $(PADDLEX) || status=1; done; exit $$status
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src export tests benchmarks
@@ -33,5 +40,10 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[cpu,dev]"
 	touch $@ $(VENV)/.demo
 
+$(PARITY_VENV)/.done:
+	$(PYTHON) -m venv --clear $(PARITY_VENV)
+	$(PARITY_VENV)/bin/pip install --quiet --disable-pip-version-check "paddlex[cv]==3.7.2" "paddlepaddle==3.2.2"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist output
+	rm -rf $(VENV) $(PARITY_VENV) build dist output

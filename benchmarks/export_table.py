@@ -2,8 +2,10 @@
 
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/export_table.py work
     python benchmarks/export_table.py work --only-draw
+    python benchmarks/export_table.py work --times
 
-What was measured stands in `work/rows.json` and is not measured again. Needs the export
+What was measured stands in `work/rows.json` and is not measured again, but with `--times`: then every model that was
+built is exported and timed anew, for a moment when the machine does nothing else. Needs the export
 extra. Restrict the process to one core: then both sides compute with one thread.
 """
 
@@ -57,13 +59,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 SPECIAL = {*detection.TABLE, *control.TABLE, "pad", "pad3d", "grid_sample"}
 
 
-def measure(name: str, fmt: str, work: Path) -> dict[str, Any]:
-    """Build, export and prove one model; the row of it."""
+def measure(name: str, fmt: str, work: Path, *, built: bool = False) -> dict[str, Any]:
+    """Build (unless it is `built`), export and prove one model; the row of it."""
     builder, options = MODELS[name]
     source, out = work / f"{name}-{fmt}", work / f"{name}-{fmt}-onnx"
-    for folder in (source, out, out.with_name(out.name + "-mismatch")):
+    for folder in (out, out.with_name(out.name + "-mismatch")):
         shutil.rmtree(folder, ignore_errors=True)
-    importlib.import_module(f"ovseg_export.builders.{builder}").build(source, fmt=fmt, **options)
+    if not built:
+        shutil.rmtree(source, ignore_errors=True)
+        importlib.import_module(f"ovseg_export.builders.{builder}").build(source, fmt=fmt, **options)
     config = yaml.safe_load((source / "inference.yml").read_text())
     assert config["Global"]["model_name"] == name
     start = time.perf_counter()
@@ -93,7 +97,7 @@ def draw(rows: list[dict[str, Any]]) -> str:
     ]
     lowered: dict[str, set[str]] = {}
     for name, (builder, options) in MODELS.items():
-        of_name = [row for row in rows if row["name"] == name]
+        of_name = sorted((row for row in rows if row["name"] == name), key=lambda row: row["format"])
         if not of_name:
             lines.append(f"| {name} | `{builder}` | not run |" + " |" * 6)
             continue
@@ -157,6 +161,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--only-draw", action="store_true", help="measure nothing")
+    parser.add_argument("--times", action="store_true", help="measure again what was measured")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -165,15 +170,16 @@ def main() -> None:
     failed = []
     for name in [] if arguments.only_draw else arguments.models:
         for fmt in arguments.formats:
-            if any((row["name"], row["format"]) == (name, fmt) for row in rows):
+            known = any((row["name"], row["format"]) == (name, fmt) for row in rows)
+            if known != arguments.times:
                 continue
             try:
-                row = measure(name, fmt, work)
+                row = measure(name, fmt, work, built=known)
             except Exception as failure:  # the others go on; the exit code and the table tell
                 failed.append(name)
                 print(f"{name} {fmt}: {type(failure).__name__}: {failure}", flush=True)
                 continue
-            rows.append(row)
+            rows = [other for other in rows if (other["name"], other["format"]) != (name, fmt)] + [row]
             place.write_text(json.dumps(rows, indent=1))
             print(
                 f"{name} {fmt}: {row['seconds']} s, {row['passed']}, {_differences([row['worst']])}",

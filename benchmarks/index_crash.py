@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovseg.index import Gallery, load_index
+from ovseg.index import Gallery, engine, load_index
 
 DIM = 64
 SEED = 7
@@ -51,6 +51,8 @@ def state(version: int) -> list[int]:
 
 def work(folder: Path) -> None:
     """Change and save until killed; print each version once it is committed."""
+    # A graph is made long before it is worth it, so that its file is among what a kill may catch.
+    engine.GRAPH_LEAST = 20
     with load_index(folder, write=True) as gallery:
         print("open", os.getpid(), flush=True)
         while True:
@@ -95,6 +97,7 @@ def run(folder: Path, kills: int, index_type: str = "HNSW32", seed: int = 0) -> 
     Gallery(DIM, metric="L2", index_type=index_type).save(folder)
     version = 1
     versions = []
+    pace = 0.02  # seconds of a commit
     server = subprocess.Popen(
         [sys.executable, __file__, "--serve", str(folder)],
         stdin=subprocess.PIPE,
@@ -108,10 +111,14 @@ def run(folder: Path, kills: int, index_type: str = "HNSW32", seed: int = 0) -> 
         server.stdin.flush()
         word, child = server.stdout.readline().split()
         assert word == "open"
-        time.sleep(dice.uniform(0, 0.2))
+        # A random moment, by the pace of this machine: of the first commit, or of one of the next three.
+        started = time.perf_counter()
+        said = [server.stdout.readline().strip() for _ in range(dice.randrange(4))]
+        pace = (time.perf_counter() - started) / len(said) if said else pace
+        time.sleep(dice.uniform(0, 1.5 * pace))
         os.kill(int(child), signal.SIGKILL)
         # A line is written whole or not at all.
-        said = list(iter(lambda: server.stdout.readline().strip(), "dead"))
+        said += iter(lambda: server.stdout.readline().strip(), "dead")
         version = check(folder, int(said[-1]) if said else version)
         versions.append(version)
     server.communicate()

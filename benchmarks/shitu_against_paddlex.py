@@ -1,8 +1,9 @@
 """End-to-end time of PP-ShiTuV2's predict over PaddleX's: same weights, same pictures, same threads, in turn (A B A B).
 
-    python benchmarks/shitu_against_paddlex.py --oracle PYTHON [--objects 4] [--threads 1] [--models DIR]
+    python benchmarks/shitu_against_paddlex.py --paddlex PYTHON [--objects 4] [--threads 1] [--models DIR]
 
 PaddleX 3.7.2 runs in an interpreter of its own, as it comes (oneDNN, batch_size 1), and answers one round at a time.
+With `--threads 0` each has the threads that it takes by itself: PaddleX ten, whatever the machine, and ovseg the cores.
 The models are the larger ones of the builders, with the official input sizes; the pictures are the photographs in
 tests/data, as files; the detection threshold leaves about `--objects` objects a picture. Printed are the medians over
 the rounds, of wall-clock time and of CPU time; the latter counts where others use the machine.
@@ -54,13 +55,14 @@ def threshold(pipeline: Any, pictures: list[str], objects: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--oracle", required=True, help="Python with paddlex==3.7.2 and paddlepaddle")
+    parser.add_argument("--paddlex", required=True, help="Python with paddlex==3.7.2 and paddlepaddle")
     parser.add_argument("--objects", type=float, default=4)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each; 0 for what each takes by itself")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--models", type=Path, help="where px_det, px_rec, det and rec are, or are to be made")
     arguments = parser.parse_args()
-    cv2.setNumThreads(arguments.threads)
+    if arguments.threads:
+        cv2.setNumThreads(arguments.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.models or Path(name)
         make_models(folder)
@@ -69,7 +71,7 @@ def main() -> None:
         pipeline: Any = create_pipeline(
             "PP-ShiTuV2",
             device="cpu",
-            threads=arguments.threads,
+            threads=arguments.threads or None,
             det_model_dir=folder / "det",
             model_dir=folder / "rec",
         )
@@ -79,13 +81,16 @@ def main() -> None:
         models = {"detection": str(folder / "px_det"), "recognition": str(folder / "px_rec")}
         gallery = {"gallery": pictures, "labels": labels, "queries": pictures, "options": options, "serve": True}
         request.write_text(json.dumps(models | gallery))
-        threads = {"PADDLE_PDX_CPU_NUM_THREADS": str(arguments.threads), "OMP_NUM_THREADS": str(arguments.threads)}
+        variables = ("PADDLE_PDX_CPU_NUM_THREADS", "OMP_NUM_THREADS")
+        environment = {key: value for key, value in os.environ.items() if key not in variables}
+        if arguments.threads:
+            environment |= dict.fromkeys(variables, str(arguments.threads))
         theirs = subprocess.Popen(
-            [arguments.oracle, str(PADDLEX), str(request)],
+            [arguments.paddlex, str(PADDLEX), str(request)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **threads},
+            env=environment,
         )
         assert theirs.stdin is not None and theirs.stdout is not None
         while theirs.stdout.readline().strip() != "ready":
@@ -107,7 +112,7 @@ def main() -> None:
         found = rounds[0][1][2]
         theirs.stdin.close()
         theirs.wait()
-    print(f"{len(pictures)} pictures, {found} objects, {arguments.threads} threads")
+    print(f"{len(pictures)} pictures, {found} objects, {arguments.threads or 'as they come:'} threads")
     for number, clock in enumerate(("wall", "CPU")):
         a, b = (statistics.median(one[side][number] for one in rounds) / len(pictures) for side in (0, 1))
         ratio = statistics.median(ours[number] / other[number] for other, ours in rounds)

@@ -25,17 +25,35 @@ FOUND = (
 _HEAD = '<ir_version: 8, opset_import: ["" : 17]> '
 
 
-def _graph(batch: str) -> str:
+# The last steps of the graph, which leaves the masks [many, high, wide] as `abcd`, by `paste` of model.yaml.
+_ENDS = {
+    "whole": ("int32[many,high,wide] masks", "masks = Cast <to = 6> (abcd)"),
+    # Of the size of the image already, so that resizing changes nothing; a logit is 0.5 or -0.5.
+    "resize": (
+        "float[images,many,high,wide] low_res_masks, int64[4] mask_size",
+        """shares0 = Cast <to = 1> (abcd)
+        shares1 = Sub (shares0, half)
+        low_res_masks = Unsqueeze (shares1, axis0)
+        mask_size = Shape (low_res_masks)""",
+    ),
+    # All of the box.
+    "boxes": ("float[many,4,4] low_res_masks", "low_res_masks = ConstantOfShape <value = float[1] {1.0}> (fours)"),
+}
+
+
+def _graph(batch: str, paste: str = "whole") -> str:
+    outputs, end = _ENDS[paste]
     shares = ", ".join(str(share) for _, _, box in FOUND for share in box)
     base = ", ".join(str(score) for _, score, _ in FOUND)
     classes = ", ".join(str(number) for number, _, _ in FOUND)
     count = len(FOUND)
     return f"""{_HEAD}
     detector (float[{batch},2] im_shape, float[{batch},3,{SIZE},{SIZE}] image, float[{batch},2] scale_factor)
-        => (float[rows,6] boxes, int32[images] counts, int32[many,high,wide] masks)
+        => (float[rows,6] boxes, int32[images] counts, {outputs})
     <float[1,{count},4] shares = {{{shares}}}, float[1,{count}] base = {{{base}}},
      float[1,{count},1] classes = {{{classes}}},
      float margin = {{4.0}}, float half = {{0.5}}, float one = {{1.0}},
+     int64[3] fours = {{{count}, 4, 4}}, int64[1] axis0 = {{0}},
      int64[4] turned = {{1, 0, 1, 0}}, int64[1] axis1 = {{1}}, int64[1] axis2 = {{2}},
      int64[2] six = {{-1, 6}},
      int64 i0 = {{0}}, int64 i1 = {{1}}, int64 i2 = {{2}}, int64 i3 = {{3}}, int64 i4 = {{4}},
@@ -86,7 +104,7 @@ def _graph(batch: str) -> str:
         ab = And (a, b)
         cd = And (c, d)
         abcd = And (ab, cd)
-        masks = Cast <to = 6> (abcd)
+        {end}
     }}"""
 
 
@@ -123,9 +141,15 @@ def _without_boxes() -> str:
 _RESIZE = {"type": "Resize", "size": [SIZE, SIZE], "keep_ratio": False, "interp": "cubic"}
 _UNIT = {"mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]}
 _KEEP = {"type": "Resize", "size": [SIZE, 48], "keep_ratio": True, "interp": "linear", "pad_stride": 16}
+_PASTES: dict[str, dict[str, Any]] = {
+    "resized": {"paste": "resize", "threshold": 0.0},
+    "in_boxes": {"paste": "boxes", "threshold": 0.5},
+}
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "batch": ("mask_rtdetr", _graph("batch"), _RESIZE | _UNIT),
     "single": ("ppyoloe_seg", _graph("1"), _RESIZE | _UNIT),
+    "resized": ("mask_rtdetr", _graph("1", "resize"), _RESIZE | _UNIT),
+    "in_boxes": ("mask_rcnn", _graph("1", "boxes"), _RESIZE | _UNIT),
     "without_boxes": ("solov2", _without_boxes(), _KEEP | _UNIT | {"normalize_first": True}),
 }
 
@@ -146,6 +170,7 @@ def write_folder(folder: Path, kind: str, **changes: Any) -> Path:
         "files": {"model": {"path": "model.onnx", "sha256": hashlib.sha256(data).hexdigest()}},
         "preprocess": preprocess,
         "labels": list(LABELS),
+        "postprocess": {"masks": _PASTES[kind]} if kind in _PASTES else {},
     }
     (folder / "model.yaml").write_text(yaml.safe_dump(facts | changes))
     return folder

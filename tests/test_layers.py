@@ -24,7 +24,7 @@ LAYERS = (
     ("stages",),
     ("index", "results"),
     ("pipelines",),
-    ("doctor",),
+    ("doctor", "evaluation"),
     ("serve", "cli"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

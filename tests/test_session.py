@@ -206,6 +206,16 @@ def test_wrong_threads(linear, threads):
         Session(linear, "cpu", threads=threads)
 
 
+def test_a_large_model_sets_no_memory_aside_for_the_next_run(linear, tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(linear)
+    (tmp_path / "model.onnx.data").write_bytes(bytes(2000))
+    for limit, kept in ((len(linear) + 2000, True), (len(linear) + 1999, False)):
+        monkeypatch.setattr("ovseg.session._LARGE", limit)
+        session = Session(tmp_path / "model.onnx", "cpu")
+        assert session._session.get_session_options().enable_mem_pattern is kept
+        np.testing.assert_allclose(session.run({"x": np.ones((2, 4), np.float32)})["y"], [WEIGHT.sum(0)] * 2)
+
+
 def test_optimization_levels_change_the_graph_and_not_the_result():
     nodes = [helper.make_node("Identity", [a], [b]) for a, b in ("ab", "bc")]
     model = build(nodes, [("a", TensorProto.FLOAT, [2])], [("c", TensorProto.FLOAT, [2])])

@@ -26,6 +26,7 @@ from ovseg.zoo import load_zoo
 from ovseg_export import families, feeds, parity
 from ovseg_export.convert import OPSETS, Converted, convert_program, load
 from ovseg_export.families import Family
+from ovseg_export.masks import cut_pasting
 from ovseg_export.paddle_host import require_paddle
 from ovseg_export.program import Program
 from ovseg_export.source import PaddleModel, open_source
@@ -222,6 +223,12 @@ def _export(
             calibration = [case.feeds for case in feeds.cases(preprocess, shapes, chosen, batched=False)]
         files, report["precision"] = _convert_precision(parts, folder, settings.precision, calibration, single, family)
     (folder / "parity.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    pasting = None
+    if "masks" in family.outputs and "data" not in files["model"]:
+        path = folder / "model.onnx"
+        pasting = cut_pasting(path, [case.feeds for case in cases if case.batch == 1])
+        files["model"] = _file_entry(path)
+        graphs = parity.Graphs((path,))
 
     facts: dict[str, Any] = {
         "format": 1,
@@ -232,7 +239,8 @@ def _export(
         "preprocess": preprocess,
         "labels": labels,
     }
-    if postprocess := families.read_postprocess(model.config):
+    postprocess = families.read_postprocess(model.config) | ({"masks": pasting} if pasting else {})
+    if postprocess:
         facts["postprocess"] = postprocess
     if family.name == "sam":
         facts["prompts"] = ["box" if "boxes" in shapes else "point"]

@@ -100,7 +100,7 @@ def prove(
     say(f"comparing with Paddle on {len(cases)} inputs")
     batches: dict[str, Any] = {"proven": 0}
     others: dict[str, Any] = {}
-    with Host(scratch, threads) as paddle:
+    with Host(scratch, threads, hurry=large) as paddle:
         paddle.load(program, parameters, **_LITERAL)
         made = []
         for case in cases:

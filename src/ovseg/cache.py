@@ -89,7 +89,7 @@ def ensure_space(folder: Path, size: int) -> None:
     if free < size:
         raise DownloadError(
             f"{size / 1e6:.1f} MB are needed in {folder} and {free / 1e6:.1f} MB are free.",
-            "Free some space, or set OVSEG_HOME to a folder on another disk.",
+            "Free some space, or use a folder on another disk: --out of an export, OVSEG_HOME for the cache.",
         )
 
 

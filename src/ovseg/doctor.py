@@ -46,7 +46,7 @@ PROBE_SECONDS = 120.0  # the first start of a provider may compile kernels
 _ELSEWHERE = {"dml": "win32", "coreml": "darwin"}  # devices of one system only
 
 # Packages that decide what ovseg can do, beside its own requirements.
-_PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pycocotools", "hnswlib", "faiss-cpu", "pymilvus")
+_PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pycocotools", "faiss-cpu", "pymilvus", "fastapi")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ _DTYPES = {"float": "float32", "double": "float64", "string": "object"} | {
     name: name for name in ("bool", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
 
+_LARGE = 1_000_000_000  # bytes of a model whose activations are gigabytes too
 # Documented by ONNX Runtime as not safe to run from several threads at once.
 _ONE_RUN_AT_A_TIME = frozenset({"DmlExecutionProvider"})
 
@@ -119,6 +120,9 @@ class Session:
             options.enable_profiling = True
             name = "model" if isinstance(model, bytes) else Path(model).stem
             options.profile_file_prefix = str(Path(profile) / f"{name}.profile")
+        if not isinstance(model, bytes) and _size(Path(model)) > _LARGE:
+            # A second run would set aside all activations in one piece, beside what the first has set aside.
+            options.enable_mem_pattern = False
         self._session, self.device = self._open(ort, model, options, device)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.inputs = tuple(self._info(node) for node in self._session.get_inputs())
@@ -252,6 +256,13 @@ def _session_options(ort: Any, threads: int | None, optimization: str) -> Any:
     # Errors are raised with their text, so there is no need to log them too.
     options.log_severity_level = 1 if _debug() else 4
     return options
+
+
+def _size(model: Path) -> int:
+    """Bytes of a model file and of its external data, which has the same name and more."""
+    return sum(
+        path.stat().st_size for path in model.parent.iterdir() if path.name.startswith(model.name) and path.is_file()
+    )
 
 
 def _debug() -> bool:

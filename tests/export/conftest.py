@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ def save_paddle(tmp_path: Path) -> Callable[..., Runner]:
     """save_paddle(function, specs): write a model to tmp_path, return Paddle's own runner.
 
     The function is traced as it stands; with `script`, Paddle rewrites its source first, so that Python's
-    `if` and `while` on tensors become operators.
+    `if` and `while` on tensors become operators. With `old`, it is saved as `.pdmodel`.
     """
     paddle = pytest.importorskip("paddle", reason="needs Paddle (the export extra)")
     warnings.filterwarnings("ignore", category=UserWarning, module="paddle")
@@ -66,10 +67,33 @@ def save_paddle(tmp_path: Path) -> Callable[..., Runner]:
 
         return run
 
-    def save(function: Any, specs: Sequence[Spec], *, script: bool = False) -> Runner:
+    def save(function: Any, specs: Sequence[Spec], *, script: bool = False, old: bool = False) -> Runner:
+        if old:
+            with paddle.pir_utils.OldIrGuard():
+                run = trace(function, specs)
+
+            def run_old(*arrays: np.ndarray) -> list[np.ndarray]:
+                with paddle.pir_utils.OldIrGuard():
+                    return run(*arrays)
+
+            return run_old
         return rewrite(function, specs) if script or isinstance(function, paddle.nn.Layer) else trace(function, specs)
 
     return save
+
+
+def _run(session: Any, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Run, and stop with an error after a minute: a loop whose condition is wrong never ends."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    timer = threading.Timer(60, setattr, (options, "terminate", True))
+    timer.start()
+    try:
+        results: list[np.ndarray] = session.run(None, feed, options)
+    finally:
+        timer.cancel()
+    return results
 
 
 @pytest.fixture
@@ -89,8 +113,9 @@ def compare(tmp_path: Path, save_paddle: Callable[..., Runner]) -> Callable[...,
         tolerance: float = 2e-6,
         opset: int = 17,
         script: bool = False,
+        old: bool = False,
     ) -> None:
-        paddle_run = save_paddle(function, specs, script=script)
+        paddle_run = save_paddle(function, specs, script=script, old=old)
         model = convert(tmp_path, opset=opset).to_model().SerializeToString()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -101,7 +126,7 @@ def compare(tmp_path: Path, save_paddle: Callable[..., Runner]) -> Callable[...,
             arrays = [np.asarray(array, dtype) for array, (_, dtype) in zip(feed, specs, strict=True)]
             expected = paddle_run(*arrays)
             named = {f"x{i}": array for i, array in enumerate(arrays)}
-            results = session.run(None, {item.name: named[item.name] for item in session.get_inputs()})
+            results = _run(session, {item.name: named[item.name] for item in session.get_inputs()})
             assert len(results) == len(expected)
             for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
                 assert (i, result.dtype, result.shape) == (i, truth.dtype, truth.shape)

@@ -128,7 +128,10 @@ def test_the_older_format_is_translated(tmp_path: Path) -> None:
             program, startup = paddle.static.Program(), paddle.static.Program()
             with paddle.static.program_guard(program, startup):
                 x = paddle.static.data("x", [-1, 3, 8, 8], "float32")
-                y = paddle.nn.functional.relu(paddle.nn.Conv2D(3, 4, 3)(x))
+                norm = paddle.nn.BatchNorm2D(4)
+                norm.eval()
+                # Translated, the second use reads the statistics that the first gives back.
+                y = norm(norm(paddle.nn.functional.relu(paddle.nn.Conv2D(3, 4, 3)(x))))
             executor = paddle.static.Executor(paddle.CPUPlace())
             executor.run(startup)
             paddle.static.save_inference_model(str(tmp_path / "inference"), [x], [y], executor, program=program)

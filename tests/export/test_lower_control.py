@@ -187,8 +187,59 @@ def arrays(x: Any, n: Any) -> Any:
     for factor, index in ((1.0, zero), (2.0, one), (3.0, n)):  # the last one replaces, or appends
         array = paddle.tensor.array_write(x * factor, index, array)
     read = paddle.tensor.array_read
-    return [read(array, zero), read(array, one), read(array, n), paddle.tensor.array_length(array) + n]
+    element = paddle._C_ops.slice_array_dense(array, n)
+    return [read(array, zero), read(array, one), read(array, n), element, paddle.tensor.array_length(array) + n]
 
 
 def test_arrays(compare: Compare) -> None:
     compare(arrays, [ROWS, COUNT], *[[X, [n]] for n in (0, 1, 2)])
+
+
+def chosen_input(x: Any, n: Any) -> Any:
+    """What two conditional blocks of an old program end with."""
+    select = paddle.static.nn.control_flow.select_input
+    return [select([x * 2, x[:1] - 1], n), select([x - 3, x * 5], 1 - n)]
+
+
+def test_select_input(compare: Compare) -> None:
+    compare(chosen_input, [ROWS, ((1,), "int32")], *[[X, [n]] for n in (0, 1)], old=True)
+
+
+def in_place(x: Any) -> Any:
+    """After a write in place, the old name and the new one both stand for what was written."""
+    one = x + 1
+    added = paddle._C_ops.add_(one, x * 2)
+    again = paddle._C_ops.add_(added, x * 3)
+    return paddle.concat([one, added, again])
+
+
+def normalised(x: Any) -> Any:
+    """The name of this operation ends in `_`, but it changes its statistics only, and here not even these."""
+    statistics = [paddle.full([3], value) for value in (0.5, 4.0, 2.0, 1.0)]
+    first = paddle._C_ops.batch_norm_(x, *statistics, True, 0.9, 1e-5, "NCHW", False, False)[0]
+    return paddle.concat([x, first])
+
+
+def test_writes_in_place(compare: Compare) -> None:
+    compare(in_place, [ROWS], [X])
+    compare(normalised, [ROWS], [X])
+
+
+def written_in_a_branch(x: Any, n: Any) -> Any:
+    """Writes into what the branch did not make, one of them in a branch within; and into what it made."""
+    out = x + 1
+    y = x
+    if n > 0:
+        own = x * 2
+        own[0] = 5.0
+        out[1:] = own[1:] * 3
+        if n > 1:
+            out[0, 1] = 7.0
+            y = own + out
+        else:
+            y = own - out
+    return y, out * 2
+
+
+def test_writes_in_branches(compare: Compare) -> None:
+    compare(written_in_a_branch, [ROWS, COUNT], *[[X, [n]] for n in (0, 1, 2)], script=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,3 +233,58 @@ def test_a_failure_of_paddle_is_an_error_and_a_crash_too(tmp_path: Path) -> None
         paddle._process.wait()
         with pytest.raises(PaddleFailure, match="ended with signal SIGKILL while running the model"):
             paddle.run({"x": np.zeros(1, np.float32)})
+
+
+@pytest.mark.parametrize(("amd", "hurry"), [(True, True), (True, False), (False, True)])
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+def test_paddle_hurries_where_told(amd: bool, hurry: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ovseg_export.paddle_host._is_amd", lambda: amd)
+    with Host(tmp_path, hurry=hurry) as paddle:
+        environment = Path(f"/proc/{paddle._process.pid}/environ").read_bytes().split(b"\0")
+    assert (b"MKL_DEBUG_CPU_TYPE=5" in environment) == (amd and hurry)
+
+
+# Saved with Paddle's old program representation, which is chosen when Paddle is imported.
+_OLD_PROGRAMS = """
+import sys
+import numpy
+import paddle
+from ovseg_export.builders.legacy import restore_old_functions
+
+restore_old_functions()
+paddle.enable_static()
+for name in ("index_put", "shared"):
+    program = paddle.static.Program()
+    with paddle.static.program_guard(program, paddle.static.Program()):
+        x = paddle.static.data("x", [2, 2], "float32")
+        weight = paddle.static.create_global_var([2, 2], 3.0, "float32", persistable=True, name="weight")
+        if name == "index_put":
+            mask = paddle.assign([[True, False], [False, False]])
+            y = paddle.index_put(x + weight, [mask], paddle.zeros([1]))
+        else:
+            y = paddle.matmul(x, weight) * 2.0 + paddle.matmul(x + 1.0, weight) * 2.0
+        executor = paddle.static.Executor(paddle.CPUPlace())
+        paddle.static.global_scope().var("weight").get_tensor().set(numpy.full((2, 2), 3, "float32"), paddle.CPUPlace())
+        paddle.static.save_inference_model(f"{sys.argv[1]}/{name}", [x], [y], executor, program=program)
+"""
+
+
+@pytest.mark.export
+def test_paddle_runs_old_programs_rightly_again_and_optimised(tmp_path: Path) -> None:
+    """Two faults of Paddle 3.2: a predictor's second run, and a weight that two scaled products share."""
+    pytest.importorskip("paddle", reason="needs Paddle (the export extra)")
+    root = str(Path(parity.__file__).parents[1])
+    environment = os.environ | {"FLAGS_enable_pir_api": "0", "PYTHONPATH": root}
+    subprocess.run([sys.executable, "-c", _OLD_PROGRAMS, str(tmp_path)], env=environment, check=True)
+    arrays = RNG.normal(size=(3, 2, 2)).astype(np.float32)
+    expected = {
+        "index_put": (arrays + 3) * [[0, 1], [1, 1]],
+        "shared": (2 * arrays + 1) @ np.full((2, 2), 6.0),
+    }
+    with Host(tmp_path) as paddle:
+        for name, truth in expected.items():
+            for optimise in (False, True):
+                program = tmp_path / f"{name}.pdmodel"
+                paddle.load(program, program.with_suffix(".pdiparams"), optimise=optimise, onednn=False)
+                found = np.stack([paddle.run({"x": array})[0][0] for array in arrays])
+                np.testing.assert_allclose(found, truth, atol=1e-5, err_msg=f"{name}, optimise {optimise}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import pytest
 pytest.importorskip("paddle", reason="needs Paddle (the export extra)")
 
 import onnxruntime
-from ovseg_export.builders import cascade_mask_rcnn, mask_rcnn
+import paddle
+from ovseg_export.builders import cascade_mask_rcnn, mask_rcnn, rcnn
 from ovseg_export.builders.images import network_input, synthetic_image
 from ovseg_export.compare import compare_instances
 from ovseg_export.convert import convert, load
@@ -166,3 +168,15 @@ def test_two_pictures_that_paddle_refuses(
     """Mask R-CNN with no detection in either picture, and any batch of Cascade: there is nothing to equal."""
     with pytest.raises(ValueError, match=message):
         run_paddle(with_background(model[1], logit), make_feed(SIZES[:2]))
+
+
+def test_boxes_without_area_have_empty_masks(compare: Callable[..., None]) -> None:
+    """Boxes without width, height or both, some of them on the centre of a pixel; and one with an area."""
+
+    def masks(values: Any, boxes: Any) -> Any:
+        pasted = rcnn.paste(values, boxes, 6, 8)
+        return paddle.cast(pasted >= 0.5, "int32"), pasted
+
+    boxes = [[1, 1, 6, 5], [3, 1, 3, 5], [2.5, 1, 2.5, 5], [1, 4, 6, 4], [1, 3.5, 6, 3.5], [2.5, 3.5, 2.5, 3.5]]
+    values = np.random.default_rng(0).uniform(0.6, 1, (6, 1, 4, 4))
+    compare(masks, [((-1, 1, 4, 4), "float32"), ((-1, 4), "float32")], [values, boxes], tolerance=1e-5)

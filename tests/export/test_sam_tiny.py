@@ -11,6 +11,7 @@ paddle = pytest.importorskip("paddle", reason='needs the export extra: pip insta
 pytestmark = pytest.mark.export
 
 import ovseg_export.sam_tiny as sam_tiny  # noqa: E402
+from ovseg_export.half import fold_and_halve  # noqa: E402
 from ovseg_export.sam_tiny import ship  # noqa: E402
 from photos import load_photos  # noqa: E402
 
@@ -45,8 +46,7 @@ def test_the_twin_in_torch_is_the_same_network() -> None:
     from ovseg_export.sam_tiny.twin import SamTiny
 
     twin = SamTiny().eval()
-    state = {name: torch.from_numpy(array) for name, array in np.load(WEIGHTS).items()}
-    state = {name: array.half().float() if array.ndim == 2 else array for name, array in state.items()}
+    state = {name: torch.from_numpy(array) for name, array in fold_and_halve(dict(np.load(WEIGHTS))).items()}
     missing, unexpected = twin.load_state_dict(state, strict=False)
     assert not unexpected and all("num_batches" in name for name in missing)
     frame, prompt = ship.frame_of(load_photos()[0].pixels), ship.prompts_of(np.random.default_rng(0), 4)
@@ -56,18 +56,3 @@ def test_the_twin_in_torch_is_the_same_network() -> None:
         ours = twin.decode(embeddings, *map(torch.from_numpy, prompt.values()))
     for got, expected in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(got.numpy(), expected, atol=1e-3)
-
-
-def test_half_storage_is_lossless_or_not_used() -> None:
-    import onnx
-
-    exact = np.array([[0.5, -2.0]], np.float32)
-    inexact = np.array([[0.1, 1e6]], np.float32)
-    tensors = [onnx.numpy_helper.from_array(exact, "a"), onnx.numpy_helper.from_array(inexact, "b")]
-    nodes = [onnx.helper.make_node("Add", ["a", "b"], ["c"])]
-    output = onnx.helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, [1, 2])
-    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [output], tensors))
-    ship.store_in_half(model)
-    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    assert kinds == {"a_half": onnx.TensorProto.FLOAT16, "b": onnx.TensorProto.FLOAT}
-    assert [node.op_type for node in model.graph.node] == ["Cast", "Add"]

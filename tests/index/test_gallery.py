@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ovseg import ConfigError, Gallery, GalleryError, load_index
-from ovseg.index.gallery import Vote
+from ovseg.index import Vote
 
 
 def small(metric: str = "IP") -> Gallery:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from recognition_graphs import DIM, halves, plain, write_detector, write_embedder
 
-from ovseg import ConfigError, Gallery, GalleryError, ImageError, ModelError, create_pipeline, load_index
+from ovseg import ConfigError, Gallery, GalleryError, ImageError, MissingExtra, ModelError, create_pipeline, load_index
 from ovseg.pipelines.image_recognition import ImageRecognitionPipeline
 
 RED, GREEN, BLUE, WHITE, BLACK = (0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -224,6 +225,18 @@ def test_galleries_that_cannot_be(pipeline, drinks: Path) -> None:
         pipeline.build_index([plain(RED)], ["red"], index_type="HNSW")
 
 
+def test_a_missing_package_is_missed_before_the_work(pipeline, drinks: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert len(pipeline.build_index(drinks, drinks / "gallery.txt")) == 3  # so few are searched without it
+    monkeypatch.setattr("ovseg.index.engine.GRAPH_LEAST", 2)
+    monkeypatch.setattr(pipeline, "embed", None)
+    with pytest.raises(MissingExtra, match=r"ovseg\[index\]"):
+        pipeline.build_index(drinks, drinks / "gallery.txt")
+    with pytest.raises(MissingExtra):
+        pipeline.build_folder(tmp_path / "index", drinks, drinks / "gallery.txt", index_type="IVF")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drinks"]
+
+
 def test_an_index_of_another_model(pipeline, tmp_path: Path, caplog) -> None:
     other = Gallery(7, model="other")
     with pytest.raises(GalleryError, match=r"7 dimensions.*colours have 24.*Use the model other"):
@@ -368,6 +381,12 @@ class TestBuildingInAFolder:
         pipeline.build_folder(tmp_path / "index", many, many / "many.txt", replace=True)
         assert len(reader) == 3 and len(load_index(tmp_path / "index")) == 9
         assert sorted(path.name for path in tmp_path.iterdir()) == ["drinks", "index", "other"]
+
+    def test_nothing_is_left_where_nothing_was_done(self, pipeline, many: Path, tmp_path: Path) -> None:
+        (many / "images" / "2.png").unlink()
+        with pytest.raises(GalleryError, match="does not exist"):
+            pipeline.build_folder(tmp_path / "index", many, many / "many.txt")
+        assert [path.name for path in tmp_path.iterdir()] == ["drinks"]
 
     def test_bad_pictures_can_be_left_out_when_it_goes_on(self, pipeline, many: Path, tmp_path: Path) -> None:
         (many / "images" / "2.png").write_text("text")

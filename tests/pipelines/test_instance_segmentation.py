@@ -14,6 +14,7 @@ from ovseg import create_pipeline
 from ovseg.errors import ConfigError, ImageError, ModelError, OvsError
 from ovseg.pipelines.instance_segmentation import InstanceSegmentationPipeline
 from ovseg.session import Session
+from ovseg.stages.masks import paste_into_boxes
 
 Make = Callable[..., Any]
 
@@ -35,7 +36,7 @@ def scores(result: Any) -> list[float]:
     return [round(box["score"], 4) for box in result["boxes"]]
 
 
-@pytest.mark.parametrize("kind", ["batch", "single"])
+@pytest.mark.parametrize("kind", ["batch", "single", "resized"])
 def test_boxes_and_masks_are_in_pixels_of_the_image(make: Make, kind: str) -> None:
     (result,) = make(kind).predict(picture(255), threshold=0.5)
     assert list(result) == ["input_path", "page_index", "boxes", "masks"]
@@ -49,6 +50,40 @@ def test_boxes_and_masks_are_in_pixels_of_the_image(make: Make, kind: str) -> No
     expected[1:24, 11:49] = 1
     assert np.array_equal(result["masks"][0], expected)
     assert [crop.shape for crop in result.crop()] == [(15, 30), (20, 18)]
+
+
+def test_masks_that_the_pipeline_puts_into_their_boxes(make: Make) -> None:
+    (result,) = make("in_boxes").predict(picture(255), threshold=0.1)
+    boxes = np.float32([[15, 5, 45, 20], [-6, 20, 18, 48], [30, 20, 31.2, 36]])
+    expected = paste_into_boxes(np.ones((3, 4, 4), np.float32), boxes, 40, 60, threshold=0.5)
+    assert expected[0, 12, 15:45].all() and expected[1].sum() > 100 and 1 < expected[2].sum() < 20
+    assert np.array_equal(np.array(result["masks"]), expected)
+    # A box is clipped to the image, and its mask is not squeezed into what is left of it.
+    assert result["boxes"][1]["coordinate"] == [0, 20, 18, 40]
+    (result,) = make("in_boxes").predict(picture(255), threshold=1.0)
+    assert result["masks"] == []
+
+
+def test_an_image_without_a_detection_in_a_batch_of_an_rcnn(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [[0, 0.9, 0, 0, 10, 10], [0, 0, 0, 0, 1, 1], [1, 0.8, 20, 20, 30, 30], [0, 0, 0, 0, 1, 1]]
+    outputs = {
+        "boxes": np.float32(rows),
+        "counts": np.array([1, 1, 1, 1], np.int32),
+        "low_res_masks": np.stack([np.ones((4, 4), np.float32), np.full((4, 4), 0.1, np.float32)]),
+    }
+    pipeline = make("in_boxes")
+    pipeline._model(pipeline.device).takes_batches = True
+    monkeypatch.setattr(Session, "run", lambda self, feeds, names=None: outputs)
+    results = list(pipeline.predict([picture(255)] * 4, threshold=0.0, batch_size=4))
+    assert [scores(result) for result in results] == [[0.9], [], [0.8], []]
+    assert results[0]["masks"][0][1:9, 1:9].all() and not results[2]["masks"][0].any()
+
+
+@pytest.mark.parametrize("facts", [7, {}, {"paste": "somehow", "threshold": 0}, {"paste": "resize", "threshold": "x"}])
+def test_a_wrong_way_to_paste(make: Make, tmp_path: Path, facts: Any) -> None:
+    folder = write_folder(tmp_path / "x", "resized", postprocess={"masks": facts})
+    with pytest.raises(ModelError, match=r"has the postprocess\.masks"):
+        make(model_dir=folder)
 
 
 def test_a_threshold_is_exceeded_not_reached(make: Make) -> None:

@@ -11,6 +11,8 @@ from ovseg.stages.masks import (
     encode_rle,
     mask_boxes,
     mask_polygons,
+    paste_into_boxes,
+    resize_masks,
     upsample_masks,
 )
 
@@ -96,3 +98,39 @@ def test_polygons_of_a_mask() -> None:
         [20.0, 10.0, 20.0, 17.0, 27.0, 17.0, 27.0, 10.0],
     ]
     assert mask_polygons(np.zeros((5, 5), np.int8)) == []
+
+
+@pytest.mark.parametrize("size", [(48, 64), (7, 100), (1, 5), (200, 1)])
+def test_resized_masks_are_bilinear(size: tuple[int, int]) -> None:
+    low_res = np.random.default_rng(3).standard_normal((4, 8, 9)).astype(np.float32)
+    # A side of one pixel reads the first cell, as in Paddle.
+    read = low_res[[2, 0], : 1 if size[0] == 1 else None, : 1 if size[1] == 1 else None]
+    expected = np.stack([resize_bilinear(low.astype(float), *size) for low in read])
+    for threshold in (0.0, 0.3):
+        found = resize_masks(low_res, np.array([2, 0]), size, *size, threshold=threshold)
+        assert found.dtype == np.int8
+        sure = np.abs(expected - threshold) > 1e-5
+        assert sure.mean() > 0.99
+        assert np.array_equal(found[sure], (expected > threshold)[sure])
+
+
+def test_resized_masks_of_a_size_that_is_off_are_cut_or_filled() -> None:
+    low_res = np.ones((1, 3, 3), np.float32)
+    found = resize_masks(low_res, np.array([0]), np.array([6, 4]), 5, 7, threshold=0.0)
+    assert found.shape == (1, 5, 7) and found[0, :, :4].all() and not found[0, :, 4:].any()
+
+
+def test_masks_in_boxes_fade_out_over_half_a_cell() -> None:
+    # Probability 0.8 everywhere, cells of 5 pixels: 0.6 of it is left in the first pixel, 0.8 in the next.
+    boxes = np.float32([[10, 20, 30, 40], [-7, -5, 13, 15]])
+    found = paste_into_boxes(np.full((2, 4, 4), 0.8, np.float32), boxes, 50, 60, threshold=0.5)
+    expected = np.zeros((2, 50, 60), np.int8)
+    expected[0, 21:39, 11:29] = 1
+    expected[1, :14, :12] = 1
+    assert np.array_equal(found, expected)
+
+
+def test_masks_in_boxes_of_no_size_and_outside() -> None:
+    boxes = np.float32([[5, 5, 5, 9], [-20, -20, -10, -10], [100, 100, 120, 120], [0, 0, 4, 4]])
+    found = paste_into_boxes(np.ones((4, 2, 2), np.float32), boxes, 8, 8, threshold=0.5)
+    assert [int(mask.sum()) for mask in found] == [0, 0, 0, 16]

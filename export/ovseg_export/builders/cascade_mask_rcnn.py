@@ -14,7 +14,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from .archive import Blueprint, write_archive
-from .calibrate import initialise, rescale_head, set_batch_norm_statistics
+from .calibrate import initialise, rescale_head, set_batch_norm_statistics, smooth_kernels
 from .images import calibration_batch
 from .rcnn import (
     CLASSES,
@@ -131,7 +131,7 @@ def _calibrate(network: CascadeMaskRcnn, batch: paddle.Tensor, background: float
 
 
 def make(
-    *, seed: int, model_name: str, size: str, image_size: list[int], proposals: int, background: float
+    *, seed: int, model_name: str, size: str, image_size: list[int], proposals: int, background: float, smooth: float
 ) -> Blueprint:
     """Make the network; see `build`."""
     width, fpn_width, hidden = WIDTHS[size]
@@ -140,6 +140,8 @@ def make(
     )
     network.eval()
     initialise(network, seed)
+    if smooth:
+        smooth_kernels(network, smooth)
     batch = paddle.to_tensor(calibration_batch(*image_size))
     set_batch_norm_statistics(network.body, lambda: network.body(batch))
     with paddle.no_grad():
@@ -163,6 +165,7 @@ def build(
     image_size: tuple[int, int] = (256, 320),
     proposals: int = 200,
     background: float = 8.0,
+    smooth: float = 0.0,
 ) -> Path:
     """Write a Cascade Mask R-CNN archive; inputs and outputs as `mask_rcnn.build`, one picture at a time.
 
@@ -175,6 +178,7 @@ def build(
         image_size: Target (short, long) side of the resize step, (800, 1333) in the official models.
         proposals: Proposals of a picture, 1000 in the official models.
         background: Logit of the background class; 50 gives no detection, -50 the maximum.
+        smooth: Share of averaging in the kernels, see `smooth_kernels`; masks have fewer and steeper edges.
 
     Returns:
         `out_dir`.
@@ -185,5 +189,6 @@ def build(
         "image_size": list(image_size),
         "proposals": proposals,
         "background": background,
+        "smooth": smooth,
     }
     return write_archive("cascade_mask_rcnn", out_dir, seed=seed, fmt=fmt, options=options)

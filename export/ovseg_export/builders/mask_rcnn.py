@@ -11,7 +11,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from .archive import Blueprint, write_archive
-from .calibrate import initialise, rescale_head, set_batch_norm_statistics
+from .calibrate import initialise, rescale_head, set_batch_norm_statistics, smooth_kernels
 from .images import calibration_batch
 from .rcnn import (
     CLASSES,
@@ -117,12 +117,14 @@ def _calibrate(network: MaskRcnn, batch: paddle.Tensor, background: float) -> No
 
 
 def make(
-    *, seed: int, model_name: str, size: str, image_size: list[int], proposals: int, background: float
+    *, seed: int, model_name: str, size: str, image_size: list[int], proposals: int, background: float, smooth: float
 ) -> Blueprint:
     """Make the network; see `build`."""
     network = MaskRcnn(VARIANTS[model_name], *WIDTHS[size], proposals)
     network.eval()
     initialise(network, seed)
+    if smooth:
+        smooth_kernels(network, smooth)
     batch = paddle.to_tensor(calibration_batch(*image_size))
     _set_statistics(network, batch)
     _calibrate(network, batch, background)
@@ -160,6 +162,7 @@ def build(
     image_size: tuple[int, int] = (256, 320),
     proposals: int = 200,
     background: float = 8.0,
+    smooth: float = 0.0,
 ) -> Path:
     """Write a Mask R-CNN archive.
 
@@ -176,6 +179,7 @@ def build(
         image_size: Target (short, long) side of the resize step, (800, 1333) in the official models.
         proposals: Proposals of a picture, 1000 in the official models.
         background: Logit of the background class; 50 gives no detection, -50 the maximum.
+        smooth: Share of averaging in the kernels, see `smooth_kernels`; masks have fewer and steeper edges.
 
     Returns:
         `out_dir`.
@@ -186,5 +190,6 @@ def build(
         "image_size": list(image_size),
         "proposals": proposals,
         "background": background,
+        "smooth": smooth,
     }
     return write_archive("mask_rcnn", out_dir, seed=seed, fmt=fmt, options=options)

@@ -30,20 +30,46 @@ DETECTIONS = 100
 
 @dataclass(frozen=True)
 class RtdetrSize:
-    """Widths and depths of one member of the family."""
+    """Widths and depths of one member of the family.
+
+    Attributes:
+        backbone: Width of the stem; the stages have 2, 4, 8 and 16 times as many channels.
+        blocks: Blocks of each stage of the backbone; all but the first of a stage add their input.
+        chain: Convolutions of a block.
+        width: Width of encoder and decoder.
+        heads: Heads of every attention.
+        encoder_layers: Transformer layers on the coarsest map.
+        fusions: Convolutions of each fusion of two maps.
+        layers: Decoder layers.
+        queries: Queries of the decoder.
+        prototypes: Masks that each query's mask is mixed from.
+    """
 
     backbone: int
+    blocks: tuple[int, int, int, int]
+    chain: int
     width: int
     heads: int
-    queries: int
+    encoder_layers: int
+    fusions: int
     layers: int
+    queries: int
     prototypes: int
 
 
-SIZES = {"small": RtdetrSize(16, 32, 4, 50, 2, 16), "large": RtdetrSize(48, 256, 8, 300, 6, 32)}
+# L, X and H have the blocks and chains of PP-HGNetV2-L, -X and -H and RT-DETR's layers, S and M less; all are narrow.
+# `large` is L with official widths.
+SIZES = {
+    "S": RtdetrSize(16, (1, 1, 1, 1), 3, 32, 4, 1, 1, 3, 50, 16),
+    "M": RtdetrSize(16, (1, 1, 2, 1), 4, 32, 4, 1, 1, 4, 50, 16),
+    "L": RtdetrSize(16, (1, 1, 3, 1), 6, 32, 4, 1, 3, 6, 50, 16),
+    "X": RtdetrSize(16, (1, 2, 5, 2), 6, 48, 4, 1, 3, 6, 50, 16),
+    "H": RtdetrSize(24, (2, 3, 6, 3), 6, 64, 4, 2, 3, 6, 50, 16),
+    "large": RtdetrSize(48, (1, 1, 3, 1), 6, 256, 8, 1, 3, 6, 300, 32),
+}
 
-VARIANTS = tuple(f"Mask-RT-DETR-{size}" for size in "SMLXH")
-"""Names of the official models: they differ in width and depth only, so one graph stands for all."""
+VARIANTS = {f"Mask-RT-DETR-{size}": size for size in "SMLXH"}
+"""Names of the official models, and the size that stands for each."""
 
 
 def inverse_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
@@ -52,26 +78,41 @@ def inverse_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
     return paddle.log(x.clip(min=1e-5) / (1 - x).clip(min=1e-5))
 
 
+class LightConv(nn.Layer):
+    """Pointwise, then depthwise 5x5 (PP-HGNetV2's two coarsest stages)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.point = ConvNorm(channels_in, channels_out, activation=None)
+        self.depth = ConvNorm(channels_out, channels_out, 5, groups=channels_out)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.depth(self.point(x))
+
+
 class HgBlock(nn.Layer):
     """A chain of convolutions whose every step is concatenated and mixed (PP-HGNetV2)."""
 
-    def __init__(self, channels_in: int, middle: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, middle: int, channels_out: int, *, chain: int, light: bool) -> None:
         super().__init__()
-        self.chain = nn.LayerList([ConvNorm(channels_in if i == 0 else middle, middle, 3) for i in range(3)])
-        self.squeeze = ConvNorm(channels_in + 3 * middle, channels_out // 2)
+        entries = [channels_in, *[middle] * (chain - 1)]
+        self.chain = nn.LayerList([LightConv(c, middle) if light else ConvNorm(c, middle, 3) for c in entries])
+        self.squeeze = ConvNorm(channels_in + chain * middle, channels_out // 2)
         self.excite = ConvNorm(channels_out // 2, channels_out)
+        self.adds = channels_in == channels_out
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         steps = [x]
         for convolution in self.chain:
             steps.append(convolution(steps[-1]))
-        return self.excite(self.squeeze(paddle.concat(steps, axis=1)))
+        mixed = self.excite(self.squeeze(paddle.concat(steps, axis=1)))
+        return mixed + x if self.adds else mixed
 
 
 class HgBackbone(nn.Layer):
     """Feature maps of strides 4, 8, 16, 32."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, blocks: tuple[int, int, int, int], chain: int) -> None:
         super().__init__()
         self.stem1 = ConvNorm(3, width, 3, stride=2)
         self.stem2 = ConvNorm(width, width, 3)
@@ -79,7 +120,11 @@ class HgBackbone(nn.Layer):
         self.channels = [2 * width << i for i in range(4)]
         self.shrink = nn.LayerList([ConvNorm(c, c, 3, stride=2, groups=c, activation=None) for c in self.channels[:-1]])
         entries = [width, *self.channels[:-1]]
-        self.stages = nn.LayerList([HgBlock(entries[i], self.channels[i] // 2, self.channels[i]) for i in range(4)])
+        stages = []
+        for i, (out, count) in enumerate(zip(self.channels, blocks, strict=True)):
+            inputs = [entries[i], *[out] * (count - 1)]
+            stages.append(nn.Sequential(*[HgBlock(c, out // 2, out, chain=chain, light=i > 1) for c in inputs]))
+        self.stages = nn.LayerList(stages)
 
     def forward(self, image: paddle.Tensor) -> list[paddle.Tensor]:
         x = self.stem1(image)
@@ -139,18 +184,28 @@ def sine_positions(side: int, width: int) -> paddle.Tensor:
     return paddle.concat(parts, axis=1)[None, :, :]
 
 
-class CspBlock(nn.Layer):
-    """Cross-stage-partial fusion of two maps with SiLU."""
+class RepBlock(nn.Layer):
+    """A 3x3 and a 1x1 convolution side by side (RepVGG)."""
 
-    def __init__(self, channels_in: int, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.left, self.right = (ConvNorm(channels_in, width, activation=F.silu) for _ in range(2))
         self.wide = ConvNorm(width, width, 3, activation=None)
         self.point = ConvNorm(width, width, activation=None)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        left = self.left(x)
-        return F.silu(self.wide(left) + self.point(left)) + self.right(x)
+        return F.silu(self.wide(x) + self.point(x))
+
+
+class CspBlock(nn.Layer):
+    """Cross-stage-partial fusion of two maps with SiLU."""
+
+    def __init__(self, channels_in: int, width: int, count: int) -> None:
+        super().__init__()
+        self.left, self.right = (ConvNorm(channels_in, width, activation=F.silu) for _ in range(2))
+        self.blocks = nn.Sequential(*[RepBlock(width) for _ in range(count)])
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.blocks(self.left(x)) + self.right(x)
 
 
 class HybridEncoder(nn.Layer):
@@ -162,11 +217,11 @@ class HybridEncoder(nn.Layer):
         self.width, self.side = width, image_size // 32
         self.register_buffer("positions", sine_positions(self.side, width))
         self.entry = nn.LayerList([ConvNorm(c, width, activation=None) for c in channels[1:]])
-        self.layer = EncoderLayer(width, size.heads)
+        self.layers = nn.LayerList([EncoderLayer(width, size.heads) for _ in range(size.encoder_layers)])
         self.lateral = nn.LayerList([ConvNorm(width, width, activation=F.silu) for _ in range(2)])
-        self.top_down = nn.LayerList([CspBlock(2 * width, width) for _ in range(2)])
+        self.top_down = nn.LayerList([CspBlock(2 * width, width, size.fusions) for _ in range(2)])
         self.shrink = nn.LayerList([ConvNorm(width, width, 3, stride=2, activation=F.silu) for _ in range(2)])
-        self.bottom_up = nn.LayerList([CspBlock(2 * width, width) for _ in range(2)])
+        self.bottom_up = nn.LayerList([CspBlock(2 * width, width, size.fusions) for _ in range(2)])
         self.mask_heads = nn.LayerList(
             [
                 nn.LayerList([ConvNorm(width, width, 3, activation=F.silu) for _ in range(max(1, level))])
@@ -181,7 +236,9 @@ class HybridEncoder(nn.Layer):
     def forward(self, features: list[paddle.Tensor]) -> tuple[list[paddle.Tensor], paddle.Tensor]:
         finest = features[0]
         maps = [self.entry[i](x) for i, x in enumerate(features[1:])]
-        tokens = self.layer(maps[-1].flatten(2).transpose([0, 2, 1]), self.positions)
+        tokens = maps[-1].flatten(2).transpose([0, 2, 1])
+        for layer in self.layers:
+            tokens = layer(tokens, self.positions)
         maps[-1] = tokens.transpose([0, 2, 1]).reshape([-1, self.width, self.side, self.side])
         for i in (2, 1):
             maps[i] = self.lateral[i - 1](maps[i])
@@ -306,7 +363,7 @@ class MaskRtdetr(nn.Layer):
         width = size.width
         self.queries, self.width = size.queries, width
         self.shapes = [(image_size // s, image_size // s) for s in STRIDES]
-        self.backbone = HgBackbone(size.backbone)
+        self.backbone = HgBackbone(size.backbone, size.blocks, size.chain)
         self.encoder = HybridEncoder(self.backbone.channels, size, image_size)
         self.entry = nn.LayerList([ConvNorm(width, width, activation=None) for _ in STRIDES])
         self.register_buffer("valid", cell_mask(self.shapes))
@@ -377,6 +434,24 @@ class MaskRtdetr(nn.Layer):
         return found.reshape([-1, 6]), count, masks
 
 
+def _damp(network: MaskRtdetr) -> None:
+    """Let deep networks change their input a little in each layer, as trained ones do.
+
+    Random layers one after another make rounding grow by a factor each, and queries that attend to each other
+    six times become alike, so that scores have to be stretched, and rounding with them.
+    """
+    share = 2 / len(network.layers)
+    for layer in network.layers:
+        # A sample's place changes what it reads by the slope of the map: without this, each decoder layer
+        # makes the rounding of the boxes four times as large.
+        for last, factor in ((layer.cross.out, 0.3), (layer.attention.out, 1.0), (layer.narrow, 1.0)):
+            last.weight.set_value(last.weight * (share * factor))
+    for stage in network.backbone.stages:
+        for block in stage:
+            if block.adds:
+                block.excite.norm.weight.set_value(block.excite.norm.weight * 0.3)
+
+
 def _shift_masks(network: MaskRtdetr, groups: list[tuple[paddle.Tensor, float]], prototypes: paddle.Tensor) -> None:
     """Move the mean logit of each query's mask to a wanted value by a ridge fit of the last linear layer.
 
@@ -419,7 +494,7 @@ def _calibrate(network: MaskRtdetr, batch: paddle.Tensor) -> None:
         for _ in range(2):
             x, _ = network.decode(first, memory, prototypes)
             box_out = network.box_head.layers[-1]
-            rescale_head(box_out, network.box_head(x), mean=0.0, std=0.8, channel_axis=2)
+            rescale_head(box_out, network.box_head(x), mean=0.0, std=1.6 / len(network.layers), channel_axis=2)
             x, _ = network.decode(first, memory, prototypes)
             _shift_masks(network, [(first, -5.5), (x, -1.0)], prototypes)
             x, _ = network.decode(first, memory, prototypes)
@@ -427,18 +502,15 @@ def _calibrate(network: MaskRtdetr, batch: paddle.Tensor) -> None:
             first = network.select(memory)
 
 
-def make(*, seed: int, model_name: str, size: str, image_size: int) -> Blueprint:
+def make(*, seed: int, model_name: str, size: str | None, image_size: int) -> Blueprint:
     """Make the network; see `build`."""
     if model_name not in VARIANTS:
         raise ValueError(f"model_name is {model_name!r}, not one of {', '.join(VARIANTS)}")
-    network = MaskRtdetr(SIZES[size], image_size)
+    network = MaskRtdetr(SIZES[size or VARIANTS[model_name]], image_size)
     network.eval()
     initialise(network, seed)
     smooth_kernels(network, 0.85)
-    for layer in network.layers:
-        # A sample's place changes what it reads by the slope of the map: without this, each decoder layer
-        # makes the rounding of the boxes four times as large.
-        layer.cross.out.weight.set_value(layer.cross.out.weight * 0.3)
+    _damp(network)
     batch = paddle.to_tensor(calibration_batch(image_size, image_size, imagenet=False))
     set_batch_norm_statistics(network, lambda: network.encode(batch))
     _calibrate(network, batch)
@@ -458,7 +530,7 @@ def build(
     seed: int = 0,
     fmt: str = "json",
     model_name: str = "Mask-RT-DETR-S",
-    size: str = "small",
+    size: str | None = None,
     image_size: int = 320,
 ) -> Path:
     """Write a Mask-RT-DETR archive.
@@ -471,7 +543,7 @@ def build(
         seed: Decides every weight.
         fmt: `json` or `pdmodel`.
         model_name: One of `VARIANTS`.
-        size: `small` or `large`.
+        size: One of `SIZES`; that of the name if left out.
         image_size: S, 640 in the official model; a multiple of 32.
 
     Returns:

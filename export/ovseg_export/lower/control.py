@@ -26,17 +26,12 @@ def outer_writes(regions: Sequence[Region]) -> list[Value]:
     found: dict[int, Value] = {}
     for region in regions:
         own = {value.id for value in region.arguments}
-        alias: dict[int, Value] = {}
         for op in region.ops:
+            # The result of a write stands for what was written to, which is found here.
             own.update(value.id for value in op.outputs)
             target = written_in_place(op)
             targets = ([target] if target is not None else []) + outer_writes(op.regions)
-            for value in targets:
-                root = alias.get(value.id, value)
-                if target is not None:
-                    alias.update((output.id, root) for output in op.outputs)
-                if root.id not in own:
-                    found[root.id] = root
+            found.update((value.id, value) for value in targets if value.id not in own)
     return list(found.values())
 
 

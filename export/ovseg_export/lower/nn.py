@@ -94,8 +94,12 @@ def conv_transpose(g: Graph, op: Op) -> str:
     )
 
 
-def batch_norm(g: Graph, op: Op) -> str:
-    """Inputs: x, mean, variance, scale, bias. Only the normalised tensor has an ONNX counterpart."""
+def batch_norm(g: Graph, op: Op) -> tuple[str, str, str]:
+    """Inputs: x, mean, variance, scale, bias.
+
+    The second and third result are the running statistics, as they were: a program translated from `.pdmodel`
+    that normalises twice with the same ones reads them from the first time.
+    """
     need_channels_first(op)
     if not (op.attributes["is_test"] or op.attributes["use_global_stats"]):
         raise UnsupportedCase("it is in training mode")
@@ -103,15 +107,9 @@ def batch_norm(g: Graph, op: Op) -> str:
     channels = shape_of(mean)[0]
     weight_name = g.const(np.ones(channels, np.float32)) if weight is None else g[weight]
     bias_name = g.const(np.zeros(channels, np.float32)) if bias is None else g[bias]
-    return g.op(
-        "BatchNormalization",
-        g[x],
-        weight_name,
-        bias_name,
-        g[mean],
-        g[variance],
-        epsilon=op.attributes["epsilon"],
-    )
+    statistics = g[mean], g[variance]
+    made = g.op("BatchNormalization", g[x], weight_name, bias_name, *statistics, epsilon=op.attributes["epsilon"])
+    return made, *statistics
 
 
 def layer_norm(g: Graph, op: Op) -> str:
@@ -353,19 +351,31 @@ def pixel_shuffle(g: Graph, op: Op) -> str:
 
 
 def grid_sample(g: Graph, op: Op) -> str:
+    """A coordinate that is no finite number gives NaN in Paddle, and some pixel in ONNX Runtime.
+
+    Such coordinates come up where a mask is pasted into a box without area, and no comparison holds for NaN: the
+    mask stays empty.
+    """
     mode, pads = op.attributes["mode"], op.attributes["padding_mode"]
     if len(shape_of(op.inputs[0])) != 4:
         raise UnsupportedCase("it samples volumes")
+    finite = mode != "bilinear" or pads != "zeros"
     if g.opset >= 20 and mode == "bilinear":
         mode = "linear"
-    return g.op(
+    grid = g[op.inputs[1]]
+    sampled = g.op(
         "GridSample",
         g[op.inputs[0]],
-        g[op.inputs[1]],
+        grid,
         mode=mode,
         padding_mode={"reflect": "reflection"}.get(pads, pads),
         align_corners=int(op.attributes["align_corners"]),
     )
+    if finite:
+        return sampled
+    # Axis 3, not -1: of no rows at all, ONNX Runtime 1.31 reduces another one.
+    nothing = g.op("Mul", g.reduce("ReduceSum", grid, [3], False), g.const(0, op.outputs[0].dtype))
+    return g.op("Add", sampled, g.unsqueeze(nothing, 1))
 
 
 TABLE: dict[str, Lowering] = {

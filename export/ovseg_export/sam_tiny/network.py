@@ -18,7 +18,7 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
-from . import DIM, FINE4, FINE8, FINE16, LABELS, MASKS, STRIDE
+from . import DIM, FINE4, FINE8, FINE16, LABELS, MASKS, PIXEL, STRIDE
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -94,10 +94,11 @@ class GlobalBlock(nn.Layer):
 class ImageEncoder(nn.Layer):
     """Frame [B, 3, S, S] to embeddings of T = (S / 32)^2 cells: stride 32, 16, 8 and 4.
 
-    Shapes [B, T, 128], [B, T, 4 x 32], [B, T, 4, 4 x 16] and [B, T, 16, 4 x 8].
+    Shapes [B, T, 128], [B, T, 4 x 32], [B, T, 4, 4 x 16] and [B, T, 16, 4 x 8]; and the features of every pixel of
+    stride 4, [4 T, 16, 32], from which a prompt selects.
     """
 
-    def __init__(self, widths=(32, 64, 128, 192), depths=(3, 6, 4, 3)) -> None:
+    def __init__(self, widths=(32, 64, 128, 192), depths=(3, 6, 4, 6)) -> None:
         super().__init__()
         self.stem = nn.Sequential(conv_bn(3, 16, 3, 2), nn.ReLU())
         stages, previous = [], 16
@@ -107,6 +108,7 @@ class ImageEncoder(nn.Layer):
             stages.append(nn.Sequential(*down, *[block(width) for _ in range(depth)]))
             previous = width
         self.stages = nn.LayerList(stages)
+        self.context16 = nn.Sequential(GlobalBlock(widths[2]), GlobalBlock(widths[2]))
         self.lateral32, self.lateral16 = nn.Conv2D(widths[3], 128, 1), nn.Conv2D(widths[2], 128, 1)
         self.mix16, self.out16 = nn.Sequential(conv_bn(128, 128), nn.ReLU()), nn.Conv2D(128, FINE16, 1)
         self.out32 = nn.Conv2D(widths[3], DIM, 1)
@@ -118,8 +120,10 @@ class ImageEncoder(nn.Layer):
     def forward(self, image):
         x = self.stem(image)
         features = []
-        for stage in self.stages:
+        for place, stage in enumerate(self.stages):
             x = stage(x)
+            if place == 2:
+                x = self.context16(x)
             features.append(x)
         h, w = features[3].shape[2:]
         at32 = self.out32(features[3]).flatten(2).transpose([0, 2, 1])
@@ -128,19 +132,25 @@ class ImageEncoder(nn.Layer):
         x = self.mix8(double(self.down8(x)) + self.lateral8(features[1]))
         at8 = self.out8(x).reshape([-1, FINE8, h, 2, 2, w, 2, 2]).transpose([0, 2, 5, 3, 6, 4, 7, 1])
         x = self.mix4(double(self.down4(x)) + self.lateral4(features[0]))
-        # In two steps: Paddle has no tensor of ten dimensions.
-        at4 = self.out4(x).reshape([-1, FINE4, h, 8, w, 8]).transpose([0, 2, 4, 3, 5, 1])
-        at4 = at4.reshape([-1, 2, 2, 2, 2, 2, 2, FINE4]).transpose([0, 1, 4, 2, 5, 3, 6, 7])
         return (
             at32,
             at16.reshape([-1, h * w, 4 * FINE16]),
             at8.reshape([-1, h * w, 4, 4 * FINE8]),
-            at4.reshape([-1, h * w, 16, 4 * FINE4]),
+            by_cell(self.out4(x), h, w).reshape([-1, h * w, 16, 4 * FINE4]),
+            by_cell(x, h, w).reshape([-1, 16, PIXEL]),
         )
 
 
 def double(x):
     return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def by_cell(x, height: int, width: int):
+    """Features of stride 4, [B, C, 8 h, 8 w], ordered by cell, quarter of it, quarter of that and so on."""
+    channels = x.shape[1]
+    # In two steps: Paddle has no tensor of ten dimensions.
+    x = x.reshape([-1, channels, height, 8, width, 8]).transpose([0, 2, 4, 3, 5, 1])
+    return x.reshape([-1, 2, 2, 2, 2, 2, 2, channels]).transpose([0, 1, 4, 2, 5, 3, 6, 7])
 
 
 def outer(y, x):
@@ -250,10 +260,11 @@ class MaskDecoder(nn.Layer):
         self.up16, self.up8 = nn.Linear(dim, 4 * FINE16), nn.Linear(FINE16, 4 * FINE8)
         self.up4 = nn.Linear(FINE8, 4 * FINE4)
         self.hyper1 = nn.LayerList([nn.Linear(dim, dim) for _ in range(MASKS)])
-        self.hyper2 = nn.LayerList([nn.Linear(dim, FINE4 + 1) for _ in range(MASKS)])
+        self.hyper2 = nn.LayerList([nn.Linear(dim, FINE4 + 1 + PIXEL + 1) for _ in range(MASKS)])
+        self.select = nn.Linear(FINE16, PIXEL)
         self.iou1, self.iou2 = nn.Linear(dim, dim), nn.Linear(dim, MASKS)
 
-    def forward(self, at16, at8, at4, image, grid, prompt, height: int, width: int):
+    def forward(self, at16, at8, at4, pixels, image, grid, prompt, height: int, width: int):
         cells = height * width
         own = self.tokens.weight.unsqueeze(0) + paddle.zeros_like(prompt[:, 0:1])
         prompt = paddle.concat([own, prompt], axis=1)
@@ -263,6 +274,9 @@ class MaskDecoder(nn.Layer):
         tokens = self.norm(tokens + self.final(tokens + prompt, image, image, k_position=grid))
         # Transposed convolutions of stride 2, as a linear layer on each cell: 32 -> 16 -> 8 -> 4 pixels.
         x = functional.relu(product(image, self.up16) + (at16 + self.up16.bias)).reshape([-1, cells, 4, FINE16])
+        # What a quarter of a cell looks for in its 16 pixels; prompts are the columns of the product.
+        local = self.select(x).reshape([-1, 4 * cells, PIXEL]).transpose([1, 2, 0])
+        local = paddle.matmul(pixels, local).transpose([2, 0, 1]).reshape([-1, 1, 64 * cells])
         x = functional.relu(product(x, self.up8) + (at8 + self.up8.bias)).reshape([-1, cells, 16, FINE8])
         cells4 = functional.relu(product(x, self.up4) + (at4 + self.up4.bias)).reshape([-1, cells * 64, FINE4])
         iou = self.iou2(functional.relu(self.iou1(tokens[:, 0])))
@@ -270,8 +284,12 @@ class MaskDecoder(nn.Layer):
         def masks(first: int, last: int):
             hidden = [functional.relu(self.hyper1[i](tokens[:, 1 + i])) for i in range(first, last)]
             weights = paddle.stack([self.hyper2[first + i](x) for i, x in enumerate(hidden)], axis=1)
-            logits = paddle.matmul(weights[:, :, :FINE4], cells4, transpose_y=True) + weights[:, :, FINE4:]
             count = last - first
+            logits = paddle.matmul(weights[:, :, :FINE4], cells4, transpose_y=True) + weights[:, :, FINE4 : FINE4 + 1]
+            # What the prompt as a whole looks for in every pixel.
+            wide = weights[:, :, FINE4 + 1 : -1].reshape([-1, PIXEL])
+            wide = paddle.matmul(wide, pixels.reshape([64 * cells, PIXEL]), transpose_y=True)
+            logits = logits + wide.reshape([-1, count, 64 * cells]) + local * (1.0 + weights[:, :, -1:])
             logits = logits.reshape([-1, 2, 2, 2, 2, 2, 2]).transpose([0, 1, 3, 5, 2, 4, 6])
             logits = logits.reshape([-1, count, height, width, 8, 8]).transpose([0, 1, 2, 4, 3, 5])
             return logits.reshape([-1, count, 8 * height, 8 * width])
@@ -293,10 +311,10 @@ class SamTiny(nn.Layer):
         self.encoder, self.prompt, self.decoder = ImageEncoder(), PromptEncoder(), MaskDecoder()
 
     def forward(self, image, coords, labels, mask_input, has_mask):
-        at32, at16, at8, at4 = self.encoder(image)
+        at32, at16, at8, at4, pixels = self.encoder(image)
         height, width = mask_input.shape[2] // 8, mask_input.shape[3] // 8
         xy = coords / paddle.to_tensor([float(STRIDE * width), float(STRIDE * height)])
         drawn, masked = self.prompt.dense(xy, labels, mask_input, has_mask, height, width)
         grid = self.prompt.image_positions(height, width)
         tokens = self.prompt.sparse(xy, labels)
-        return self.decoder(at16, at8, at4, (at32 + masked) + drawn, grid, tokens, height, width)
+        return self.decoder(at16, at8, at4, pixels, (at32 + masked) + drawn, grid, tokens, height, width)

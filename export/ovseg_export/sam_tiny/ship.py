@@ -22,6 +22,7 @@ from ovseg.samples import samples
 from ovseg.session import Session
 from ovseg.stages.resize import normalise_and_pad, resize_long_side
 from ovseg_export.convert import convert
+from ovseg_export.half import fold_and_halve, store_in_half
 from ovseg_export.scenes.pregenerate import write as write_whole
 from ovseg_export.split import select, split
 
@@ -40,15 +41,13 @@ def load_network(weights: Path) -> SamTiny:
     expected = network.state_dict()
     embeddings = ("label.weight", "tokens.weight", "no_mask.weight")
     state = {}
-    for name, array in np.load(weights).items():
+    for name, array in fold_and_halve(dict(np.load(weights))).items():
         target = name.replace("running_mean", "_mean").replace("running_var", "_variance")
         # Paddle keeps a linear layer's matrix the other way round; an embedding is the same in both.
         if array.ndim == 2 and name.endswith(".weight") and not name.endswith(embeddings):
             array = array.T
         if target not in expected or list(expected[target].shape) != list(array.shape):
             raise ValueError(f"{weights}: {name} {array.shape} does not fit the network")
-        if array.ndim == 2:
-            array = array.astype(np.float16).astype(np.float32)  # so that the file can hold them in half
         state[target] = array
     missing = set(expected) - set(state)
     if missing:
@@ -90,23 +89,6 @@ def to_onnx(program: Path) -> dict[str, onnx.ModelProto]:
     for part in parts.values():
         store_in_half(part)
     return parts
-
-
-def store_in_half(model: onnx.ModelProto) -> None:
-    """Store each matrix that float16 holds without loss as float16, and cast it back when the model loads."""
-    graph = model.graph
-    casts = []
-    for tensor in graph.initializer:
-        array = onnx.numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):
-            half = array.astype(np.float16)
-        if array.dtype == np.float32 and array.ndim == 2 and (half.astype(np.float32) == array).all():
-            name = tensor.name
-            tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
-            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def frame_of(pixels: np.ndarray) -> np.ndarray:

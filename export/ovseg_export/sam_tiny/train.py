@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ..muon import Muon
 from . import MASKS, MEAN, SIZE, STD
 from .auxiliary import INSTANCES, Auxiliary
-from .twin import SamTiny
+from .twin import GlobalBlock, SamTiny
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,14 @@ class Phase:
     size: int
     scenes: int
     prompts: int
+    crop: tuple[float, float]  # sides of the part of a scene that is shown, as a share of the scene's
 
 
-# Small frames first: most of what a promptable segmenter learns does not need resolution.
-PHASES = (Phase(0.45, 384, 6, 6), Phase(1.01, SIZE, 4, 6))
-WARM_UP = 200  # steps
+# Small frames first: most of what a promptable segmenter learns does not need resolution. They show a part of the
+# scene, so that things keep their size.
+PHASES = (Phase(0.68, 256, 12, 4, (0.45, 0.9)), Phase(1.01, SIZE, 5, 5, (0.6, 1.3)))
+HELD = 0.55  # the share of the time after which the rate is let down
+WARM_UP = 100  # steps
 EMA = 0.998  # decay of the averaged weights, which are the ones that ship
 
 
@@ -51,27 +55,28 @@ class Scenes(torch.utils.data.IterableDataset):
     Each is (frame [3, S, S], soft masks [K, S/4, S/4], boxes [K, 4], points [K, 2], ids [S, S], extents [32, 4]).
     """
 
-    def __init__(self, folder: Path, size: int, prompts: int, seed: int) -> None:
-        self.folder, self.size, self.prompts, self.seed = folder, size, prompts, seed
+    def __init__(self, folder: Path, phase: Phase, seed: int) -> None:
+        self.folder, self.phase, self.seed = folder, phase, seed
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         cv2.setNumThreads(1)
         # The trainer may be pinned to one core; this worker is not.
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
-        rng = np.random.default_rng(self.seed)
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         while True:
             paths = sorted(self.folder.rglob("*.png"))
             if not paths:
                 raise FileNotFoundError(f"no scene in {self.folder}: run ovseg_export.scenes.pregenerate first")
             for i in rng.permutation(len(paths))[:2000]:
                 image, ids = read_scene(paths[i])
-                item = self.sample(*augment(image, ids, rng), rng)
+                item = self.sample(*augment(image, ids, self.phase.crop, rng), rng)
                 if item is not None:
                     yield item
 
     def sample(self, image: np.ndarray, ids: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, ...] | None:
         """One item, or None where no instance is large enough."""
-        size, count = self.size, self.prompts
+        size, count = self.phase.size, self.phase.prompts
         scale = size / max(ids.shape)
         height, width = (int(side * scale + 0.5) for side in ids.shape)
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -109,6 +114,11 @@ def read_scene(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return image, ids
 
 
+def here(array: np.ndarray) -> torch.Tensor:
+    """An array as a tensor on the device of the training."""
+    return torch.from_numpy(array).to(torch.get_default_device())
+
+
 def normalise(image: np.ndarray) -> np.ndarray:
     """BGR uint8 to normalised RGB float32."""
     return (image[:, :, ::-1].astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
@@ -139,10 +149,12 @@ def random_click(mask: np.ndarray, box: np.ndarray, rng: np.random.Generator) ->
     return x - 1 + x0 + rng.random(), y - 1 + y0 + rng.random()
 
 
-def augment(image: np.ndarray, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def augment(
+    image: np.ndarray, ids: np.ndarray, crop: tuple[float, float], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """A crop of random size and aspect (the rest of the frame is then padding, as in use), mirrored, recoloured."""
     height, width = ids.shape
-    side = height if rng.random() < 0.35 else int(rng.uniform(0.5, 1.0) * height)
+    side = int(min(1.0, rng.uniform(*crop)) * height)
     aspect = 1.0 if rng.random() < 0.4 else rng.uniform(0.55, 1.0)
     tall = rng.random() < 0.35
     rows, columns = (side, int(side * aspect)) if tall else (int(side * aspect), side)
@@ -243,10 +255,11 @@ def step_loss(
     count = len(target)
     mask_input, has_mask = torch.zeros(count, 1, size // 4, size // 4), torch.zeros(count)
     total, seen = torch.zeros(()), {}
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(frame.device.type, torch.bfloat16):
         frame = frame.contiguous(memory_format=torch.channels_last)
-        embeddings = [e.repeat_interleave(prompts, 0) for e in network.encoder(frame)]
-        rounds = random.choices((1, 2, 3), (0.35, 0.5, 0.15))[0]
+        *embeddings, pixels = network.encoder(frame)
+        embeddings = [*(e.repeat_interleave(prompts, 0) for e in embeddings), pixels]
+        rounds = random.choices((1, 2, 3), (0.45, 0.4, 0.15))[0]
         for turn in range(rounds):
             single, iou_1, several, iou_n = network.decode(embeddings, coords, labels, mask_input, has_mask)
             logits = torch.cat([single, several], 1).float()
@@ -287,14 +300,14 @@ def evaluate(network: SamTiny, folder: Path, scenes: int) -> dict[str, float]:
     no_mask = torch.zeros(1, 1, SIZE // 4, SIZE // 4), torch.zeros(1)
     for path in sorted(folder.rglob("*.png"))[:scenes]:
         image, ids = read_scene(path)
-        frame = torch.from_numpy(normalise(image)).permute(2, 0, 1)[None]
-        with torch.autocast("cpu", torch.bfloat16):
+        frame = here(normalise(image)).permute(2, 0, 1)[None]
+        with torch.autocast(frame.device.type, torch.bfloat16):
             embeddings = [e.float() for e in network.encoder(frame.contiguous(memory_format=torch.channels_last))]
         masks = [(ids == k).astype(np.uint8) for k in np.unique(ids) if k]
         if not masks:
             continue
-        truth = torch.from_numpy(np.stack(masks)).bool()
-        boxes = torch.from_numpy(np.stack([bounding_box(m) for m in masks])).reshape(-1, 2, 2)
+        truth = here(np.stack(masks)).bool()
+        boxes = here(np.stack([bounding_box(m) for m in masks])).reshape(-1, 2, 2)
         clicks = torch.tensor([deepest_point(m) for m in masks])[:, None]
         corners = torch.tensor([[2.0, 3.0]]).expand(len(masks), -1)
         for key, coords, labels in (
@@ -324,30 +337,57 @@ class Progress:
     step: int = 0
 
 
+def optimisers(*modules: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices and kernels, AdamW for embeddings, depthwise kernels, normalisations and biases."""
+    matrices, rest = [], []
+    for module in modules:
+        for owner in module.modules():
+            dense = isinstance(owner, torch.nn.Linear) or (isinstance(owner, torch.nn.Conv2d) and owner.groups == 1)
+            for name, weight in owner.named_parameters(recurse=False):
+                (matrices if dense and name == "weight" else rest).append(weight)
+    return [Muon(matrices, lr=1e-3), torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+@torch.no_grad()
+def start_from(network: SamTiny, weights: Path) -> None:
+    """Take over what an earlier, smaller network learnt; what it did not have begins without effect."""
+    for block in network.modules():
+        if isinstance(block, GlobalBlock):
+            for weight in (block.attention.out.weight, block.down.weight, block.position.weight):
+                weight.zero_()
+    network.decoder.select.weight.zero_()
+    network.decoder.select.bias.zero_()
+    state = network.state_dict()
+    for name, array in np.load(weights).items():
+        whole, part = state[name], here(array)
+        whole.zero_()
+        whole[tuple(slice(side) for side in part.shape)] = part
+
+
 class Run:
     """A training in a folder: the network, its average, the optimiser, the curve."""
 
-    def __init__(self, out: Path, seed: int) -> None:
+    def __init__(self, out: Path, seed: int, weights: Path | None = None) -> None:
         torch.manual_seed(seed)
         random.seed(seed)
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.checkpoint = out, out / "checkpoint.pt"
-        self.network = SamTiny().to(memory_format=torch.channels_last)
+        self.network = SamTiny()
+        if weights is not None:
+            start_from(self.network, weights)
+        self.network.to(memory_format=torch.channels_last)
         self.auxiliary = Auxiliary(self.network)
         self.ema = SamTiny().eval()
         self.ema.load_state_dict(self.network.state_dict())
-        parameters = [*self.network.parameters(), *self.auxiliary.parameters()]
-        matrices = [p for p in parameters if p.ndim >= 2]
-        rest = [p for p in parameters if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": 0.03}, {"params": rest, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
+        self.optimisers = optimisers(self.network, self.auxiliary)
         self.progress = Progress()
         if self.checkpoint.exists():
-            saved = torch.load(self.checkpoint)
+            saved = torch.load(self.checkpoint, map_location=torch.get_default_device())
             self.network.load_state_dict(saved["net"])
             self.ema.load_state_dict(saved["ema"])
             self.auxiliary.load_state_dict(saved["auxiliary"])
-            self.optimiser.load_state_dict(saved["opt"])
+            for optimiser, state in zip(self.optimisers, saved["opt"], strict=True):
+                optimiser.load_state_dict(state)
             self.progress = Progress(**saved["state"])
             print("resumed at", self.progress, flush=True)
 
@@ -355,7 +395,8 @@ class Run:
         state = {"net": self.network.state_dict(), "ema": self.ema.state_dict()}
         state["auxiliary"] = self.auxiliary.state_dict()
         part = self.checkpoint.with_suffix(".part")
-        torch.save({**state, "opt": self.optimiser.state_dict(), "state": asdict(self.progress)}, part)
+        state["opt"] = [optimiser.state_dict() for optimiser in self.optimisers]
+        torch.save({**state, "state": asdict(self.progress)}, part)
         part.replace(self.checkpoint)
 
     def log(self, **row: object) -> None:
@@ -366,13 +407,15 @@ class Run:
 
     def export(self) -> None:
         """Write the averaged weights under the names that network.py reads."""
-        weights = {k: v.numpy() for k, v in self.ema.state_dict().items() if "num_batches" not in k}
+        weights = {k: v.cpu().numpy() for k, v in self.ema.state_dict().items() if "num_batches" not in k}
+        weights = {k: v.astype(np.float16) if v.ndim > 1 else v for k, v in weights.items()}
         np.savez(self.out / "weights.npz", **weights)
 
 
 def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    run = Run(args.out, args.seed)
+    torch.set_default_device(args.device)
+    run = Run(args.out, args.seed, args.weights)
     limit = args.minutes * 60
     phase, loader, tick = None, None, time.monotonic()
     means: dict[str, list[float]] = {}
@@ -382,19 +425,25 @@ def train(args: argparse.Namespace) -> None:
         current = next(p for p in PHASES if share < p.until)
         if current is not phase:
             phase = current
-            scenes = Scenes(args.scenes, phase.size, phase.prompts, args.seed + run.progress.step)
+            scenes = Scenes(args.scenes, phase, args.seed + run.progress.step)
             loader = iter(
-                torch.utils.data.DataLoader(scenes, batch_size=phase.scenes, num_workers=1, prefetch_factor=4)
+                torch.utils.data.DataLoader(
+                    scenes, batch_size=phase.scenes * args.scale, num_workers=args.workers, prefetch_factor=4
+                )
             )
         rate = args.lr * min(1.0, (run.progress.step + 1) / WARM_UP)
-        rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
-        for group in run.optimiser.param_groups:
+        fallen = max(0.0, (share - HELD) / (1 - HELD))
+        rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen))
+        for group in [group for optimiser in run.optimisers for group in optimiser.param_groups]:
             group["lr"] = rate
-        loss, seen = step_loss(run.network, run.auxiliary, next(loader))
-        run.optimiser.zero_grad(set_to_none=True)
+        batch = [tensor.to(args.device) for tensor in next(loader)]
+        loss, seen = step_loss(run.network, run.auxiliary, batch)
+        for optimiser in run.optimisers:
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.network.parameters(), 2.0)
-        run.optimiser.step()
+        for optimiser in run.optimisers:
+            optimiser.step()
         average_into(run.ema, run.network, run.progress.step)
         now = time.monotonic()
         run.progress.elapsed += now - tick
@@ -427,9 +476,13 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, required=True, help="folder of training scenes")
     parser.add_argument("--val", type=Path, help="folder of scenes for the curve")
     parser.add_argument("--out", type=Path, required=True, help="folder of the training; resumes what is there")
+    parser.add_argument("--weights", type=Path, help="weights.npz of an earlier training to start from")
     parser.add_argument("--minutes", type=float, default=80, help="length of the whole training")
     parser.add_argument("--eval-minutes", type=float, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="PyTorch's name, such as cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare scenes")
+    parser.add_argument("--scale", type=int, default=1, help="times as many scenes a step, for a GPU")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())

@@ -7,14 +7,15 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import ConfigError, OvsError, PromptError, SaveError
-from .options import DEVICE, MODEL, MODEL_DIR
+from ..errors import ConfigError, PromptError, SaveError
+from .options import AS_JSON, BATCH_SIZE, DEVICE, MODEL, MODEL_DIR, THRESHOLD, literal
+from .reporting import Failures, progress
 
 if TYPE_CHECKING:
     from ..pipelines.base import Pipeline
@@ -26,10 +27,6 @@ INPUT = typer.Option(..., "--input", "-i", help="Image, PDF, folder, URL, or - f
 PROMPT_TYPE = typer.Option(None, "--prompt-type", help="box (the default) or point.")
 PROMPT = typer.Option(None, "--prompt", help='Such as "[[112.9, 118.4, 513.8, 382.1]]".')
 SAVE_PATH = typer.Option(None, "--save-path", "-o", help="Folder for pictures and JSON.")
-THRESHOLD = typer.Option(
-    None, "--threshold", help="Least score, such as 0.5, or one for each class: '{\"person\": 0.5}'."
-)
-BATCH_SIZE = typer.Option(None, "--batch-size", help="Images that go through the model at once.")
 MASK_FORMAT = typer.Option(None, "--mask-format", help="Masks in JSON: rle (the default) or list.")
 INDEX = typer.Option(None, "--index", help="Folder of a gallery, or milvus://...")
 DET_THRESHOLD = typer.Option(None, "--det-threshold", help="Least score of a detection, such as 0.5.")
@@ -60,7 +57,6 @@ FORMAT = typer.Option(
 )
 VIDEO = typer.Option(None, "--video", help="Save the pictures as a video, such as out.mp4.")
 QUIET = typer.Option(False, "--quiet", "-q", help="Do not print the results.")
-AS_JSON = typer.Option(False, "--json", help="Print each result as one line of JSON, and nothing else.")
 
 # Of options that are not given, where the pipeline has them: nested lists of masks are megabytes.
 DEFAULTS = {"mask_format": "rle"}
@@ -138,9 +134,9 @@ def run(
         # Words are no list: the pipeline says which prompts there are.
         "prompt": prompt
         if prompt_type == "text"
-        else _literal("--prompt", prompt, PromptError, f"{BOX_FORM} {POINT_FORM}"),
+        else literal("--prompt", prompt, PromptError, f"{BOX_FORM} {POINT_FORM}"),
         "prompt_type": prompt_type,
-        "threshold": _literal("--threshold", threshold, ConfigError, THRESHOLD_FORM),
+        "threshold": literal("--threshold", threshold, ConfigError, THRESHOLD_FORM),
         "batch_size": batch_size,
         "mask_format": mask_format,
         "index": index,
@@ -172,32 +168,22 @@ def run(
     further: dict[str, Any] = {name: value for name, value in models.items() if value is not None}
     if format and save_path is None:
         raise ConfigError("--format was given without --save-path.", "Say where to save: --save-path ./output.")
-    failures = _Failures()
+    failures = Failures()
     made = create_pipeline(named, device=device, model=model, model_dir=model_dir, **further)
     method = _method(made, everything, like is not None)
     results = method(input, **_options(made, method, given), on_error=failures.add)
     prints = as_json or not quiet
     # Results that are printed to the same terminal are progress enough.
     with ExitStack() as stack:
-        advance = stack.enter_context(_progress(count_images(input), shown=not (prints and sys.stdout.isatty())))
+        advance = stack.enter_context(progress(count_images(input), shown=not (prints and sys.stdout.isatty())))
         savers = _savers(stack, save_path, format, video, input)
         for result in _saved(results, savers, failures):
             if as_json:
                 print(json.dumps(result.json["res"], ensure_ascii=False), flush=True)
             elif prints:
                 result.print()
-            advance()
+            advance(1)
     return failures.exit_code
-
-
-class _Failures:
-    """Tells the user of each input that failed, and keeps the exit status: 1 outweighs 2."""
-
-    exit_code = 0
-
-    def add(self, error: OvsError) -> None:
-        print(f"ovs: {error.cause}\n     {error.cure}".rstrip(), file=sys.stderr)
-        self.exit_code = min(self.exit_code or error.exit_code, error.exit_code)
 
 
 def _savers(
@@ -221,7 +207,7 @@ def _savers(
     return savers
 
 
-def _saved(results: Iterable[Result], savers: list[Callable[[Result], None]], failures: _Failures) -> Iterator[Result]:
+def _saved(results: Iterable[Result], savers: list[Callable[[Result], None]], failures: Failures) -> Iterator[Result]:
     """Save each result and pass it on, saved or not: one that cannot be saved does not stop the others."""
     for result in results:
         for save in savers:
@@ -230,21 +216,6 @@ def _saved(results: Iterable[Result], savers: list[Callable[[Result], None]], fa
             except SaveError as error:
                 failures.add(error)
         yield result
-
-
-@contextmanager
-def _progress(total: int | None, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error, if it is a terminal and there may be more than one item."""
-    if total == 1 or not shown or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
 
 
 def _method(made: Pipeline, everything: bool, like: bool) -> Callable[..., Iterator[Result]]:
@@ -291,24 +262,4 @@ def _example(text: str | None) -> Any:
         return text
     from ..stages.prompts import BOX_FORM
 
-    return _literal("--like", text, PromptError, f"Give a picture, or a box such as [10, 20, 110, 90]. {BOX_FORM}")
-
-
-def _literal(option: str, text: str | None, error_class: type[OvsError], form: str) -> Any:
-    """Parse the value of an option.
-
-    Raises:
-        OvsError: of the class given, if it is neither JSON nor a Python literal.
-    """
-    import ast
-
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except ValueError:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
-            shown = text if len(text) <= 80 else text[:77] + "..."
-            raise error_class(f"{option} {shown!r} cannot be read.", form) from error
+    return literal("--like", text, PromptError, f"Give a picture, or a box such as [10, 20, 110, 90]. {BOX_FORM}")

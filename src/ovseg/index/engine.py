@@ -83,7 +83,7 @@ class Settings:
     metric: str = "IP"
     index_type: str = "auto"
     ef: int = 64
-    ef_construction: int = 64
+    ef_construction: int = 100
     nprobe: int | None = None
     model: str | None = None
 
@@ -161,6 +161,17 @@ def make_engine(kind: str, settings: Settings) -> Engine:
     from .faiss import IvfEngine
 
     return IvfEngine(settings)
+
+
+def require_engine(settings: Settings, size: int) -> None:
+    """Make sure, before long work, that a gallery of `size` items can be searched.
+
+    Raises:
+        MissingExtra: faiss is needed and not installed.
+    """
+    kind = engine_kind(settings, size)
+    if kind != "Flat":
+        make_engine(kind, settings)
 
 
 def read_engine(kind: str, settings: Settings, path: Path, ids: np.ndarray) -> Engine:

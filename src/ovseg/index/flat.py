@@ -78,7 +78,7 @@ class FlatEngine:
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
         """Return the rows of ids that were ever added, [N] int64."""
-        rows: np.ndarray = np.searchsorted(self.row_ids, ids)
+        rows: np.ndarray = self.row_ids.searchsorted(ids)
         return rows
 
     def has(self, ids: np.ndarray) -> np.ndarray:
@@ -146,13 +146,17 @@ class FlatEngine:
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
             ids, missing = candidates[part], candidates[part] < 0
-            vectors = self.take(self.rows_of(np.where(missing, self._ids[0], ids)).reshape(-1))
-            near = self._score(queries[part], vectors.reshape(*ids.shape, -1))
-            near[missing] = -np.inf
+            some = bool(missing.any())
+            rows = self.rows_of(np.where(missing, self._ids[0], ids) if some else ids)
+            near = self._score(queries[part], self.take(rows.reshape(-1)).reshape(*ids.shape, -1))
+            if some:
+                near[missing] = -np.inf
+            lines = np.arange(len(ids))[:, None]  # take_along_axis, without what it checks
             order = np.lexsort((ids, -near), axis=1)[:, :width]
-            ids, near = np.take_along_axis(ids, order, 1), np.take_along_axis(near, order, 1)
+            ids, near = ids[lines, order], near[lines, order]
             found[part, :width] = ids
-            scores[part, :width] = np.where(ids < 0, 0, near if self.metric == "IP" else -near)
+            near = near if self.metric == "IP" else -near
+            scores[part, :width] = np.where(ids < 0, 0, near) if some else near
         return scores, found
 
     def _score(self, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:

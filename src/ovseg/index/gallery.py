@@ -51,7 +51,7 @@ class Gallery:
         metric: str = "IP",
         index_type: str = "auto",
         ef: int = 64,
-        ef_construction: int = 64,
+        ef_construction: int = 100,
         nprobe: int | None = None,
         model: str | None = None,
     ) -> None:
@@ -240,8 +240,8 @@ class Gallery:
                 scores, ids = self._table.search(queries, k)
             else:
                 scores, ids = self._table.best(queries, engine.candidates(queries, k), k)
-                short = np.flatnonzero(ids[:, -1] < 0)
-                if len(short):  # there are k, and the engine did not reach them
+                if len(ids) and ids[:, -1].min() < 0:  # there are k, and the engine did not reach them
+                    short = np.flatnonzero(ids[:, -1] < 0)
                     scores[short], ids[short] = self._table.search(queries[short], k)
         return [self._matches(*pair) for pair in zip(scores, ids, strict=True)]
 

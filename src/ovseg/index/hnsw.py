@@ -12,6 +12,8 @@ from .faiss import faiss_package
 
 # The range of the 8 bits is that of the vectors that are added first, and a tenth of it on either side.
 _MARGIN = 0.1
+# Candidates beyond k, at least: neighbours in 8 bits are not quite those in floats.
+_MORE = 5
 
 
 class HnswEngine:
@@ -38,7 +40,11 @@ class HnswEngine:
         self._graph = self._faiss.downcast_index(index.index)
         self._place_ids = place_ids
         self._alive = alive
-        self._selector: Any = None
+        self._changed()
+
+    def _changed(self) -> None:
+        self._live = int(np.count_nonzero(self._alive))
+        self._parameters: dict[int, Any] = {}
 
     @classmethod
     def read(cls, settings: Settings, path: Path, ids: np.ndarray) -> HnswEngine:
@@ -59,7 +65,7 @@ class HnswEngine:
         self._faiss.write_index(self._index, str(path))
 
     def __len__(self) -> int:
-        return int(np.count_nonzero(self._alive))
+        return self._live
 
     @property
     def ids(self) -> np.ndarray:
@@ -83,32 +89,33 @@ class HnswEngine:
         self._index.add_with_ids(vectors, np.ascontiguousarray(ids))
         self._place_ids = np.concatenate([self._place_ids, ids])
         self._alive = np.concatenate([self._alive, np.ones(len(ids), bool)])
-        self._selector = None
+        self._changed()
 
     def remove(self, ids: np.ndarray) -> None:
         """Mark ids [N] int64 as removed."""
         self._alive[np.searchsorted(self._place_ids, ids)] = False
-        self._selector = None
+        self._changed()
 
     def candidates(self, queries: np.ndarray, k: int) -> np.ndarray:
         """Return ids [Q, n] int64, among them most of the nearest k of each query; -1 where there is no more."""
-        # Neighbours in 8 bits are not quite those in floats, hence more than k.
-        wanted = min(2 * k + 10, len(self))
+        wanted = min(k + max(_MORE, k // 2), self._live)
         # Removed ones take part in the walk, and so in the number of candidates that ef limits.
-        ef = max(self._ef, wanted) * len(self._alive) // max(1, len(self))
+        ef = max(self._ef, wanted) * len(self._alive) // max(1, self._live)
         while True:
-            places = self._search(queries, wanted, ef)
+            parameters = self._parameters_of(min(ef, len(self._alive)))
+            places: np.ndarray = self._graph.search(np.ascontiguousarray(queries), wanted, params=parameters)[1]
+            if places.min(initial=0) >= 0:
+                return np.asarray(self._place_ids[places])
             # Where many were removed around a query, fewer are found: look further.
-            if ef >= len(self._alive) or not (places < 0).any():
+            if ef >= len(self._alive):
                 return np.where(places < 0, -1, self._place_ids[places])
             ef *= 4
 
-    def _search(self, queries: np.ndarray, count: int, ef: int) -> np.ndarray:
-        parameters = self._faiss.SearchParametersHNSW(efSearch=min(ef, len(self._alive)))
-        if not self._alive.all():
-            if self._selector is None:
-                bits = np.packbits(self._alive, bitorder="little")
-                self._selector = self._faiss.IDSelectorBitmap(bits)
-            parameters = self._faiss.SearchParametersHNSW(efSearch=min(ef, len(self._alive)), sel=self._selector)
-        places: np.ndarray = self._graph.search(np.ascontiguousarray(queries), count, params=parameters)[1]
-        return places
+    def _parameters_of(self, ef: int) -> Any:
+        """Return faiss's parameters of a search, made once: that takes as long as a part of a search."""
+        if ef not in self._parameters:
+            selector = {}
+            if self._live < len(self._alive):
+                selector["sel"] = self._faiss.IDSelectorBitmap(np.packbits(self._alive, bitorder="little"))
+            self._parameters[ef] = self._faiss.SearchParametersHNSW(efSearch=ef, **selector)
+        return self._parameters[ef]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -371,6 +372,8 @@ class MilvusGallery:
 
 
 def _connect(where: Address) -> Any:
+    # gRPC writes of each lost connection to standard error, though it makes a new one.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from pymilvus import MilvusClient
 
@@ -395,7 +398,8 @@ def _said(where: Address, call: Callable[[], _T]) -> _T:
     except (MilvusException, OSError) as error:
         reason = " ".join(str(getattr(error, "message", "") or error).split()).rstrip(".")
         raise GalleryError(
-            f"Milvus at {where.uri} says: {reason}.", "Check the address, and that nobody else has the file open."
+            f"Milvus at {where.uri} says: {reason}.",
+            "Check the address and the settings; one process may have a file open.",
         ) from error
 
 

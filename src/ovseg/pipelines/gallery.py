@@ -104,7 +104,7 @@ class BadPictures:
         if self.errors and (not self._skip or len(self.errors) == total):
             listed = "\n".join(f"  {error.cause}" for error in self.errors)
             raise GalleryError(
-                f"{len(self.errors)} of {total} pictures cannot be used:\n{listed}\n",
+                f"{len(self.errors)} of {total} pictures cannot be used:\n{listed}",
                 "Correct the list or the files, or leave them out with skip_bad (--skip-bad).",
             )
 
@@ -215,6 +215,8 @@ def build_in_folder(
             gallery.save()
     finally:
         gallery.close()
+        if not len(gallery):  # nothing that is worth going on with
+            shutil.rmtree(part, ignore_errors=True)
     with load_folder(part, write=True, index_type=settings.index_type) as gallery:
         gallery.save(folder if is_gallery(folder) else None)
     if not is_gallery(folder):

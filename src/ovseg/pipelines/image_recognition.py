@@ -14,6 +14,7 @@ from ..device import Device
 from ..errors import ConfigError, GalleryError, OvsError
 from ..images import Image
 from ..index import Gallery, Index, Matches, Settings, create_index, is_milvus, load_index
+from ..index.engine import require_engine
 from ..index.items import check_k
 from ..index.label_file import read_id_file
 from ..results.image_recognition import ImageRecognitionResult
@@ -162,9 +163,12 @@ class ImageRecognitionPipeline(Pipeline):
         Raises:
             GalleryError: pictures that are missing or cannot be read (all are named), bad lines, no picture.
             ConfigError: arguments that do not fit together.
+            MissingExtra: a package that the index needs is not installed.
         """
         pictures = list_pictures(gallery_imgs, gallery_label)
         settings = self.index_settings(metric_type, index_type, **options)
+        if index is None:
+            require_engine(settings, len(pictures))
         built = self._embedded(pictures, settings, skip_bad, on_error, progress)
         return built if index is None else _moved(built, create_index(index, settings))
 
@@ -205,6 +209,7 @@ class ImageRecognitionPipeline(Pipeline):
         """
         pictures = list_pictures(gallery_imgs, gallery_label)
         settings = self.index_settings(metric_type, index_type, **options)
+        require_engine(settings, len(pictures))
         return build_in_folder(
             Path(folder),
             settings,

@@ -9,7 +9,7 @@ from typing import Any
 from ..device import Device
 from ..errors import ModelError
 from ..images import Image
-from ..model_folder import FAMILIES
+from ..model_folder import FAMILIES, ModelFolder
 from ..results.instance_segmentation import InstanceSegmentationResult
 from ..results.open_vocabulary_segmentation import check_mask_format
 from ..stages.detection import parse_threshold
@@ -73,6 +73,11 @@ class InstanceSegmentationPipeline(Pipeline):
         self._thresholds = parse_threshold(settings.get("threshold", THRESHOLD), self.labels, THRESHOLD)
         self._batch_size = whole_number(settings.get("batch_size", 1), "batch_size", 1)
         self._model(self.device)
+
+    @property
+    def model(self) -> ModelFolder:
+        """The model folder."""
+        return self._folder
 
     @property
     def labels(self) -> tuple[str, ...]:

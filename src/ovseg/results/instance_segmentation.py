@@ -39,7 +39,7 @@ class InstanceSegmentationResult(Result):
     ) -> None:
         super().__init__(data, pixels)
         self.mask_format = check_mask_format(mask_format)
-        self._crop_in_json = crop_in_json
+        self.crop_in_json = crop_in_json
 
     def crop(self) -> list[np.ndarray]:
         """Return each mask cropped to its rounded box, as PaddleX has it: views, nothing is copied."""
@@ -58,7 +58,7 @@ class InstanceSegmentationResult(Result):
         mask_format = self.mask_format if mask_format is None else check_mask_format(mask_format)
         if mask_format == "rle":
             return {**self, "masks": self.rle()}
-        return {**self, "masks": self.crop()} if self._crop_in_json else dict(self)
+        return {**self, "masks": self.crop()} if self.crop_in_json else dict(self)
 
     def _print_data(self) -> dict[str, Any]:
         return {**self, "masks": "..."}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -175,6 +176,89 @@ def binary_masks(masks: np.ndarray, indices: np.ndarray, height: int, width: int
     for i, mask in zip(indices, chosen, strict=True):
         np.not_equal(masks[i, :rows, :columns], 0, out=mask[:rows, :columns])
     return chosen.view(np.int8)
+
+
+def resize_masks(
+    low_res_masks: np.ndarray,
+    indices: np.ndarray,
+    size: Sequence[int] | np.ndarray,
+    height: int,
+    width: int,
+    *,
+    threshold: float,
+) -> np.ndarray:
+    """Spread the chosen ones of a network's masks over the image: bilinear, with half-pixel centres.
+
+    Args:
+        low_res_masks: Mxhxw float32, over the whole image.
+        indices: the ones to return.
+        size: height and width that the graph computes for the image; it may be a pixel off.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels. Where `size` is another, masks are cut or filled with 0 at the right and
+            bottom.
+        threshold: a pixel belongs to the mask if it is greater.
+
+    Returns:
+        NxHxW int8 of 0 and 1.
+    """
+    rows, columns = min(height, int(size[0])), min(width, int(size[1]))
+    make = np.empty if (rows, columns) == (height, width) else np.zeros
+    chosen = make((len(indices), height, width), dtype=bool)
+    # One buffer for all masks: fresh memory for each costs more than the arithmetic.
+    spread = np.empty((int(size[0]), int(size[1])), dtype=np.float32)
+    # A side of one pixel takes the first of the mask's, as in Paddle, and not the middle.
+    rows_read, columns_read = (slice(1 if side == 1 else None) for side in spread.shape)
+    for i, mask in zip(indices, chosen, strict=True):
+        low_res = low_res_masks[i, rows_read, columns_read]
+        cv2.resize(low_res, spread.shape[::-1], dst=spread, interpolation=cv2.INTER_LINEAR)
+        np.greater(spread[:rows, :columns], threshold, out=mask[:rows, :columns])
+    return chosen.view(np.int8)
+
+
+def paste_into_boxes(
+    low_res_masks: np.ndarray, boxes: np.ndarray, height: int, width: int, *, threshold: float
+) -> np.ndarray:
+    """Put masks that cover their boxes into the image: bilinear, 0 outside of the box (Mask R-CNN).
+
+    Args:
+        low_res_masks: Nxhxw float32 in 0..1.
+        boxes: Nx4 float32 (x1, y1, x2, y2), in pixels of the image.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
+        threshold: a pixel belongs to the mask if it is not less; at least 0.5.
+
+    Returns:
+        NxHxW int8 of 0 and 1.
+    """
+    pasted = np.zeros((len(boxes), height, width), dtype=bool)
+    for low, (x1, y1, x2, y2), mask in zip(low_res_masks, np.asarray(boxes, dtype=np.float32), pasted, strict=True):
+        (top, rows), (left, columns) = _weights(y1, y2, height, len(low)), _weights(x1, x2, width, low.shape[1])
+        inside = mask[top : top + len(rows), left : left + len(columns)]
+        np.greater_equal(rows @ low @ columns.T, threshold, out=inside)
+    return pasted.view(np.int8)
+
+
+def _weights(start: np.float32, end: np.float32, pixels: int, cells: int) -> tuple[int, np.ndarray]:
+    """How much of each cell of a mask the pixels of its box are made of, along one axis.
+
+    The arithmetic is Paddle's to the last bit but for the sums: masks end where it says.
+
+    Returns:
+        The first pixel, and Pxcells float32 for the P pixels from there.
+    """
+    # Outside of the box less than half of a cell is left: no pixel there reaches the threshold.
+    first, last = max(0, math.floor(start) - 1), min(pixels, math.ceil(end) + 1)
+    one, two = np.float32(1), np.float32(2)
+    centres = np.arange(first, max(first, last), dtype=np.float32) + np.float32(0.5)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        places = (centres - start) / (end - start) * two - one
+    places = np.nan_to_num(((places + one) * np.float32(cells) - one) / two, nan=-2.0)
+    places = np.clip(places, -2, cells + 1)  # far outside is outside
+    below = np.floor(places)
+    share = (places - below)[:, None]
+    number = np.arange(cells, dtype=np.float32)
+    weights = (number == below[:, None]) * (one - share) + (number == below[:, None] + one) * share
+    return first, weights.astype(np.float32, copy=False)
 
 
 def mask_boxes(masks: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,0 +1,133 @@
+// Recognition: pictures with labels make a gallery, and an image is looked up in it.
+
+import { post, say, toBase64 } from "./api.js";
+import { colourOf, css } from "./masks.js";
+import { acceptFiles, entry, Stage, tag } from "./stage.js";
+
+export function start(section) {
+  const gallery = document.getElementById("gallery");
+  const label = document.getElementById("label");
+  const keyField = document.getElementById("key");
+  const list = document.getElementById("recognise-list");
+  let key = null;
+  let labels = {};
+  const pictures = {};
+  const known = [];
+  const colourFor = (name) => {
+    if (!known.includes(name)) known.push(name);
+    return colourOf(known.indexOf(name));
+  };
+
+  const stage = new Stage(section, {
+    onImage: query,
+    decorate: (context, scale) => {
+      for (const { box, colour, text } of stage.objects) {
+        context.lineWidth = 3;
+        context.strokeStyle = css(colour);
+        context.strokeRect(box[0] * scale, box[1] * scale, (box[2] - box[0]) * scale, (box[3] - box[1]) * scale);
+        tag(context, text, box[0] * scale, box[1] * scale, colour);
+      }
+    },
+  });
+
+  async function query() {
+    stage.objects = [];
+    list.replaceChildren();
+    stage.draw();
+    section.querySelector(".none").hidden = true;
+    if (!key) {
+      say("First make a gallery: a label, and pictures of it.", true);
+      return;
+    }
+    const started = performance.now();
+    const result = await stage.ask("/shitu-infer", { indexKey: key });
+    if (!result) return;
+    stage.objects = result.detectedObjects.map((one) => {
+      const best = one.recResults[0];
+      const colour = best ? colourFor(best.label) : [120, 128, 140];
+      return { box: one.bbox, colour, text: best ? `${best.label} ${best.score.toFixed(2)}` : "not in the gallery", best };
+    });
+    list.replaceChildren(...stage.objects.map((one) => entry(one.best?.label ?? "not in the gallery", one.best?.score, one.colour)));
+    stage.draw();
+    say(`${stage.objects.length} object(s) in ${Math.round(performance.now() - started)} ms.`);
+  }
+
+  // ------------------------------------------------------------ the gallery
+
+  async function addPictures(files) {
+    const name = label.value.trim();
+    if (!name) {
+      say("First say what the pictures show.", true);
+      label.focus();
+      return;
+    }
+    say(`Adding ${files.length} picture(s) of ${name} …`);
+    try {
+      const data = await Promise.all(files.map(toBase64));
+      const imageLabelPairs = data.map((image) => ({ image, label: name }));
+      const result = key === null
+        ? await post("/shitu-index-build", { imageLabelPairs })
+        : await post("/shitu-index-add", { imageLabelPairs, indexKey: key });
+      // Ids ascend in the order of the pictures.
+      const ids = Object.keys(result.idMap).map(Number).filter((id) => !(id in labels)).sort((a, b) => a - b);
+      ids.forEach((id, i) => { pictures[id] = URL.createObjectURL(files[i]); });
+      use(result.indexKey ?? key, result.idMap);
+      say(`${result.imageCount} picture(s) in the gallery.`);
+      if (stage.image) query();
+    } catch (error) {
+      say(error.message, true);
+    }
+  }
+
+  async function removePicture(id) {
+    try {
+      const result = await post("/shitu-index-remove", { ids: [Number(id)], indexKey: key });
+      use(key, result.idMap);
+      say(`${result.imageCount} picture(s) in the gallery.`);
+    } catch (error) {
+      say(error.message, true);
+    }
+  }
+
+  function use(newKey, idMap) {
+    key = newKey;
+    labels = idMap;
+    keyField.value = key;
+    gallery.replaceChildren(...Object.entries(labels).map(([id, text]) => {
+      const item = document.createElement("li");
+      const picture = document.createElement(pictures[id] ? "img" : "span");
+      if (pictures[id]) {
+        picture.src = pictures[id];
+        picture.alt = "";
+      } else {
+        picture.className = "blank";
+      }
+      const remove = document.createElement("button");
+      remove.textContent = "×";
+      remove.title = remove.ariaLabel = `Remove ${text}, id ${id}`;
+      remove.addEventListener("click", () => removePicture(id));
+      item.append(picture, text, remove);
+      item.title = text;
+      return item;
+    }));
+  }
+
+  const input = document.getElementById("gallery-files");
+  input.addEventListener("change", () => {
+    if (input.files.length) addPictures([...input.files]);
+    input.value = "";
+  });
+  acceptFiles(document.getElementById("gallery-drop"), addPictures);
+  document.getElementById("gallery-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    input.click();
+  });
+  document.getElementById("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    for (const id of Object.keys(pictures)) delete pictures[id];
+    use(keyField.value.trim(), {});
+    say("The next image is looked up in this index.");
+    if (stage.image) query();
+  });
+  return stage;
+}

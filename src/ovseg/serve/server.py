@@ -1,0 +1,135 @@
+"""uvicorn, with an end to slow clients and to requests in progress."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import ConfigError
+from .guard import App
+from .settings import Settings
+
+# Seconds that a connection without a request in progress is kept in a shutdown: a request may be on its way.
+_GRACE = 0.5
+
+
+def run(app: App, settings: Settings, host: str, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C, and finish what is in progress then.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    listening = _listen(host, port)
+    config = uvicorn.Config(
+        app,
+        http=_protocol(settings),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        # Longer than any Retry-After, or a client that waited would find its connection closed.
+        timeout_keep_alive=75,
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.shutdown_timeout),
+        backlog=512,
+    )
+    # uvicorn raises the signal again once it has shut down: that is a success, not a crash.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{listening.getsockname()[1]}", flush=True)
+    try:
+        _Server(config).run(sockets=[listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        listening.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on: {reason}.", "Choose another --host or --port."
+        ) from error
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take in whoever has connected already, then close."""
+        for _ in range(5):  # turns of the event loop: one accepts, the others begin to read
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
+
+
+def _protocol(settings: Settings) -> type[H11Protocol]:
+    class Protocol(H11Protocol):
+        """HTTP/1.1 that hangs up on those who neither ask nor read."""
+
+        _head: asyncio.TimerHandle | None = None
+        _reading: asyncio.TimerHandle | None = None
+        _leaving = False
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._head = self.loop.call_later(settings.head_timeout, self._no_head)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            for timer in (self._head, self._reading):
+                if timer is not None:
+                    timer.cancel()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is not h11.IDLE and self._head is not None:
+                self._head.cancel()
+                self._head = None
+            elif self.conn.their_state is h11.IDLE and self._head is None:
+                # The first bytes of a further request; uvicorn watches the pause before them.
+                self._head = self.loop.call_later(settings.head_timeout, self._no_head)
+            if self._leaving and self.cycle is not None:
+                self.cycle.keep_alive = False
+
+        def _no_head(self) -> None:
+            self._head = None
+            if self.conn.their_state is h11.IDLE:
+                self.transport.abort()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._reading = self.loop.call_later(settings.send_timeout, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._reading is not None:
+                self._reading.cancel()
+                self._reading = None
+
+        def shutdown(self) -> None:
+            self._leaving = True
+            if self.cycle is not None and not self.cycle.response_complete:
+                super().shutdown()  # it ends with its response
+                return
+            self.loop.call_later(_GRACE, self._leave)
+
+        def _leave(self) -> None:
+            if self.transport.is_closing():
+                return
+            if self.cycle is None or self.cycle.response_complete:
+                with contextlib.suppress(h11.LocalProtocolError):  # in the middle of a head
+                    self.conn.send(h11.ConnectionClosed())
+                self.transport.close()
+
+    return Protocol

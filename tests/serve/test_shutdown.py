@@ -1,0 +1,103 @@
+"""SIGTERM finishes what is in progress; kill -9 loses no committed index."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from recognition_graphs import plain
+from service_process import Start, as_base64
+
+PROMPT = "/open-vocabulary-segmentation"
+IMAGE = as_base64(plain((250, 250, 250), 120, 160))
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_sigterm_under_load_loses_no_accepted_request(start: Start, keep_alive: bool) -> None:
+    service = start(pipelines=("open_vocabulary_segmentation",))
+    body = {"image": IMAGE, "prompt": [[5, 5]] * 20, "prompt_type": "point"}
+    outcomes: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def send() -> None:
+        session = requests.Session()
+        while True:
+            post = session.post if keep_alive else requests.post
+            try:
+                outcome = str(post(service.url + PROMPT, json=body, timeout=60).status_code)
+            except requests.ConnectionError as error:
+                # Refused is not accepted; anything else was.
+                outcome = "refused" if "refused" in str(error) else f"lost: {error}"
+            with lock:
+                outcomes[outcome] += 1
+            if outcome != "200":
+                return
+
+    clients = [threading.Thread(target=send) for _ in range(16)]
+    for client in clients:
+        client.start()
+    while outcomes["200"] < 40:
+        time.sleep(0.05)
+    assert service.stop() == 0
+    for client in clients:
+        client.join()
+    assert outcomes.keys() == {"200", "refused"}, outcomes
+    answered = sum(PROMPT in line and '"status": 200' in line for line in service.log)
+    assert answered == outcomes["200"]
+
+
+def test_requests_that_wait_are_finished(start: Start) -> None:
+    service = start(pipelines=("open_vocabulary_segmentation",))
+    body = {"image": IMAGE, "prompt": [[5, 5]] * 250, "prompt_type": "point", "visualize": False}
+    statuses: list[int] = []
+    clients = [
+        threading.Thread(target=lambda: statuses.append(service.post(PROMPT, **body).status_code)) for _ in range(12)
+    ]
+    for client in clients:
+        client.start()
+    while service.process.poll() is None and not statuses:
+        time.sleep(0.02)
+    assert service.stop() == 0
+    for client in clients:
+        client.join()
+    assert statuses == [200] * 12
+
+
+def test_kill_9_and_restart(start: Start, tmp_path: Path) -> None:
+    service = start(pipelines=("PP-ShiTuV2",), home=tmp_path)
+    pair: dict[str, Any] = {"image": as_base64(plain((20, 20, 250))), "label": "first"}
+    keys = [service.result("/shitu-index-build", imageLabelPairs=[pair])["indexKey"] for _ in range(3)]
+    committed = {key: ["first"] for key in keys}
+
+    def add(key: str) -> None:
+        for number in range(1000):
+            try:
+                named = [pair | {"label": str(number)}]
+                response = service.post("/shitu-index-add", imageLabelPairs=named, indexKey=key)
+            except requests.ConnectionError:
+                return
+            assert response.status_code == 200
+            committed[key].append(str(number))
+
+    clients = [threading.Thread(target=add, args=(key,)) for key in keys]
+    for client in clients:
+        client.start()
+    while min(map(len, committed.values())) < 5:
+        time.sleep(0.05)
+    service.process.send_signal(signal.SIGKILL)
+    service.process.wait()
+    for client in clients:
+        client.join()
+    again = start(pipelines=("PP-ShiTuV2",), home=tmp_path)
+    for key, labels in committed.items():
+        last = [pair | {"label": "last"}]
+        there = list(again.result("/shitu-index-add", imageLabelPairs=last, indexKey=key)["idMap"].values())
+        # One more may have been committed before its answer was sent.
+        assert there[: len(labels)] == labels and there[-1] == "last" and len(there) <= len(labels) + 2
+    assert again.stop() == 0
