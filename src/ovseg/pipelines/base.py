@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..device import Device, ProviderRequests, resolve_device
-from ..errors import ConfigError, ModelError, OvsError
+from ..errors import ModelError, OvsError
 from ..images import DEFAULT_MAX_PIXELS, Image, read_images
 from ..results.base import Result
 from ..zoo import ModelFolder
@@ -38,10 +38,6 @@ class Pipeline(ABC):
         optimization: graph optimisation level.
         max_pixels: images with more pixels are refused; None is the default of `read_images`, 0 no limit.
         profile: a folder for ONNX Runtime's profiles, one for each session, written when it goes.
-        **unknown: refused.
-
-    Raises:
-        ConfigError: an option that the pipeline does not have.
     """
 
     name: ClassVar[str]
@@ -59,10 +55,7 @@ class Pipeline(ABC):
         optimization: str = "all",
         max_pixels: int | None = None,
         profile: str | None = None,
-        **unknown: Any,
     ) -> None:
-        for option in unknown:
-            raise ConfigError(f"{option} is not an option of {self.name}.", "Leave it out.")
         self._settings = check_keys(config or {}, self.keys, where)
         if isinstance(device, Device):
             self.device = device
