@@ -67,9 +67,7 @@ def main() -> None:
     parser.add_argument("--model-dir", help="SAM; SAM-tiny if left out")
     parser.add_argument("--embedding-model-dir", help="feature model; ShiTu-tiny-rec if left out")
     parser.add_argument("--background", default="keep", choices=("keep", "grey"))
-    parser.add_argument("--points-per-side", type=int, default=16)
-    parser.add_argument("--pred-iou-thresh", type=float, default=0.5)
-    parser.add_argument("--stability-score-thresh", type=float, default=0.6)
+    parser.add_argument("--settings", type=json.loads, default={}, help="of everything mode, such as '{\"crops\": 1}'")
     given = parser.parse_args()
     pipeline = create_pipeline(
         "open_vocabulary_segmentation",
@@ -80,14 +78,7 @@ def main() -> None:
     )
     first = found = count = 0
     for name, pixels, truth, shown in targets():
-        result = pipeline.find_like(
-            pixels,
-            shown,
-            background=given.background,
-            points_per_side=given.points_per_side,
-            pred_iou_thresh=given.pred_iou_thresh,
-            stability_score_thresh=given.stability_score_thresh,
-        )
+        result = pipeline.find_like(pixels, shown, background=given.background, **given.settings)
         scores = [iou(mask.astype(bool), truth) for mask in result["masks"]]
         count += 1
         found += max(scores, default=0) >= 0.5

@@ -131,6 +131,14 @@ def test_yolo_is_read_by_supervision(shape: str, tmp_path: Path) -> None:
     assert (found.mask[0].astype(bool) >= MASKS[shape].astype(bool)).all()
 
 
+def test_yolo_coordinates_are_the_same_rounded_down_and_to_nearest(tmp_path: Path) -> None:
+    write("yolo", tmp_path, prompted([MASKS["at the corner"]], "a.png"))
+    numbers = (tmp_path / "labels" / "a.txt").read_text("utf-8").split()[1:]
+    corners = np.array(numbers, np.float32).reshape(-1, 2) * (WIDTH, HEIGHT)
+    assert np.array_equal(np.floor(corners), np.round(corners))
+    assert sorted(np.floor(corners).tolist()) == [[0, 0], [0, 9], [12, 0], [12, 9]]
+
+
 def test_yolo_names_classes_in_order(tmp_path: Path) -> None:
     write("yolo", tmp_path, instances("x/a.jpg"), instances("y/a.jpg"))
     lines = (tmp_path / "labels" / "a.txt").read_text("utf-8").splitlines()

@@ -17,6 +17,9 @@ _MARGIN = 0.05
 _GREY = 128
 BACKGROUNDS = ("keep", "grey")
 
+SETTINGS = {"points_per_side": 16, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.4, "box_nms_thresh": 0.8}
+"""Everything mode's settings here, if not given: few masks are dropped, as what is not like the example goes last."""
+
 
 def rank_like(
     embedder: Embedder, pixels: np.ndarray, regions: Sequence[Region], example: np.ndarray, *, background: str = "keep"

@@ -34,7 +34,7 @@ from .base import OnError, Pipeline, origin
 from .config import find_folder, overridden, whole_number
 from .embedder import Embedder
 from .everything import Region, everything_settings, find_everything, region_info, region_masks
-from .like import BACKGROUNDS, rank_like
+from .like import BACKGROUNDS, SETTINGS, rank_like
 from .onnx_pair import open_pair
 from .sam import Embedding, SamModel
 
@@ -210,7 +210,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             background: what a region shows around its mask when it is compared: "keep" or "grey".
             mask_format: "rle" (also None) or "list".
             on_error: as in `predict`.
-            **settings: those of `Everything`.
+            **settings: those of `Everything`; those of `like.SETTINGS` have other defaults here.
 
         Raises:
             ConfigError: a setting that is not known or has no such value.
@@ -246,7 +246,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 pixels = like.pixels
             return rank_like(embedder, image.pixels, regions, pixels, background=background)[:top]
 
-        return self._everything(device, mask_format, settings, rank)
+        return self._everything(device, mask_format, {**SETTINGS, **settings}, rank)
 
     def _example(self, example: Any) -> Image | Prompts:
         """Read the example, or check the box that is cut out of each image."""
