@@ -573,3 +573,16 @@ def test_bad_preprocessing_facts(tmp_path: Path, key: str, value: Any, message: 
     (folder / "model.yaml").write_text(yaml.safe_dump(facts), encoding="utf-8")
     with pytest.raises(ModelError, match=message):
         create_pipeline("open_vocabulary_segmentation", device="cpu", model_dir=folder)
+
+
+def test_scores_where_the_decoder_tells(sam_folders: dict[str, Path], pixels: np.ndarray) -> None:
+    boxes = [[20, 20, 90, 90], [5, 5, 50, 60], [40, 10, 150, 100]]
+    general = create_pipeline("open_vocabulary_segmentation", model_dir=sam_folders["general"], device="cpu")
+    with general.open(pixels) as image:
+        alone = [image.segment(boxes=[box]).scores for box in boxes]
+        together = image.segment(boxes=boxes).scores
+    assert together == pytest.approx([scores[0] for scores in alone], rel=1e-4) and len(set(together)) == 3
+    (result,) = general.predict(pixels, prompt=boxes)
+    assert result.scores == pytest.approx(together) and "scores" not in result
+    others = create_pipeline("open_vocabulary_segmentation", model_dir=sam_folders["boxes"], device="cpu")
+    assert next(iter(others.predict(pixels, prompt=boxes))).scores is None

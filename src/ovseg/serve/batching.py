@@ -1,4 +1,4 @@
-"""A bounded queue before the worker threads, which take what waits in batches."""
+"""A bounded queue before the worker threads, which take what waits in batches, and ways to do a batch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import OvsError
 
@@ -171,3 +171,67 @@ def _deliver(future: asyncio.Future[ResultT], result: ResultT | BaseException) -
     loop = future.get_loop()
     if not loop.is_closed():
         loop.call_soon_threadsafe(deliver)
+
+
+class Groupable(Protocol):
+    """A job whose `options` say which others it may share a run with."""
+
+    @property
+    def options(self) -> Hashable:
+        """What jobs of one run share."""
+        ...
+
+
+GroupableT = TypeVar("GroupableT", bound=Groupable)
+
+
+def in_groups(
+    run: Callable[[Sequence[GroupableT], Sequence[Any]], Iterable[ResultT]], prepare: Callable[[GroupableT], Any]
+) -> Callable[[Sequence[GroupableT]], list[ResultT | BaseException]]:
+    """Return the function of a queue that does jobs of the same options together.
+
+    Args:
+        run: gives the results, in order, of jobs and of what `prepare` made of each. Where it raises, they are tried
+            again one by one, so that one's failure is its own.
+        prepare: makes of a job what a run needs, such as its pixels; what it raises is that job's own.
+    """
+
+    def run_all(jobs: Sequence[GroupableT]) -> list[ResultT | BaseException]:
+        results: dict[int, ResultT | BaseException] = {}
+        groups: dict[Hashable, dict[int, Any]] = {}
+        for i, job in enumerate(jobs):
+            try:
+                ready = prepare(job)
+            except Exception as error:
+                results[i] = error
+            else:
+                groups.setdefault(job.options, {})[i] = ready
+        for members in groups.values():
+            results |= attempt([jobs[i] for i in members], members)
+        return [results[i] for i in range(len(jobs))]
+
+    def attempt(group: Sequence[GroupableT], members: Mapping[int, Any]) -> dict[int, ResultT | BaseException]:
+        try:
+            return dict(zip(members, run(group, list(members.values())), strict=True))
+        except Exception as error:
+            if len(group) == 1:
+                return dict.fromkeys(members, error)
+        singles = (attempt([job], {i: members[i]}) for job, i in zip(group, members, strict=True))
+        return {i: result for single in singles for i, result in single.items()}
+
+    return run_all
+
+
+def one_by_one(run: Callable[[JobT], ResultT]) -> Callable[[Sequence[JobT]], list[ResultT | BaseException]]:
+    """Return the function of a queue that does each job alone, so that one's failure is its own."""
+
+    def run_all(jobs: Sequence[JobT]) -> list[ResultT | BaseException]:
+        results: list[ResultT | BaseException] = []
+        for job in jobs:
+            try:
+                results.append(run(job))
+            except Exception as error:
+                results.append(error)
+        return results
+
+    return run_all

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import io
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
-import PIL.Image
 from fastapi import FastAPI, Request
 
-from .._decoding import Image, count_pages, decode_pages
 from ..errors import ConfigError, GalleryError, ImageError, OvsError, PromptError
 from ..index import Gallery, Index
 from ..pipelines.image_recognition import ImageRecognitionPipeline
@@ -23,9 +18,9 @@ from ..pipelines.instance_segmentation import InstanceSegmentationPipeline
 from ..pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
 from ..results.instance_segmentation import InstanceSegmentationResult
 from ..stages.detection import rounded_boxes
-from ..stages.masks import encode_rle, mask_polygons
-from .batching import Queue
+from .batching import Queue, in_groups, one_by_one
 from .fetch import FetchError, fetch, is_url
+from .images import encode_jpeg, encode_mask, read_image
 from .indexes import IndexStore
 from .metrics import Metrics
 from .schemas import (
@@ -39,7 +34,6 @@ from .schemas import (
     Instance,
     InstanceRequest,
     InstanceResult,
-    Mask,
     MaskInfo,
     PromptRequest,
     PromptResult,
@@ -64,6 +58,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         401: "The service wants a token.",
         408: "The body did not arrive in time.",
         413: "The body is too large.",
+        421: "The service listens on loopback only, and was asked by another name.",
         422: "The body is not as described here, or the image or the prompts cannot be used.",
         500: "The service failed.",
         503: "Too many requests are waiting; `Retry-After` says when to try again.",
@@ -135,58 +130,6 @@ class Context:
             queue.close()
 
 
-def read_image(given: str | bytes, max_pixels: int) -> Image:
-    """Decode an image of a request.
-
-    Args:
-        given: Base64, or the bytes of the file.
-        max_pixels: the largest height x width that is decoded.
-
-    Raises:
-        ImageError: it is no Base64, no image, too large, or has several pages.
-        MissingExtra: it is a PDF, and pypdfium2 is not installed.
-    """
-    data = given if isinstance(given, bytes) else _from_base64(given)
-    pages = decode_pages(data, "The image", max_pixels)
-    image = next(pages)
-    if not isinstance(image, Image):
-        raise image
-    if image.page_index is not None and count_pages(data, "The image") > 1:
-        raise ImageError("The image has several pages.", "Send one page at a time.")
-    return Image(image.pixels)
-
-
-def _from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        pass
-    try:  # some encoders break lines
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise ImageError(
-            "The image is neither Base64 nor a URL.", "Send the bytes of the file in the standard alphabet of Base64."
-        ) from None
-
-
-def _jpeg(picture: PIL.Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=90)
-    return base64.b64encode(file.getbuffer()).decode("ascii")
-
-
-def _mask(mask: np.ndarray, polygons: bool, offset: tuple[int, int] = (0, 0)) -> Mask:
-    """Return a mask for a response; it is the part of the image that begins at `offset`."""
-    height, width = mask.shape
-    # A box that is thinner than a pixel may round to nothing.
-    counts = encode_rle([mask])[0]["counts"] if mask.size else ""
-    outlines = None
-    if polygons:
-        found = mask_polygons(mask) if mask.size else []
-        outlines = [[value + offset[i % 2] for i, value in enumerate(line)] for line in found]
-    return Mask(rleResult=counts, counts=counts, size=(height, width), offset=offset, polygons=outlines)
-
-
 # ---------------------------------------------------------------- open vocabulary segmentation
 
 
@@ -223,10 +166,10 @@ def add_open_vocabulary_segmentation(
         scored = zip(result["mask_infos"], result.predicted_iou, strict=True)
         infos = [MaskInfo(**info, score=score) for info, score in scored]
         return PromptResult(
-            masks=[_mask(mask, request.polygons) for mask in result["masks"]],
+            masks=[encode_mask(mask, request.polygons) for mask in result["masks"]],
             mask_infos=infos,
             maskInfos=infos,
-            image=_jpeg(result.draw()) if job.visualize else None,
+            image=encode_jpeg(result.draw()) if job.visualize else None,
         )
 
     queue: Queue[_PromptJob, PromptResult] = context.queue(pipeline.name, one_by_one(segment), batches=False)
@@ -276,7 +219,7 @@ def add_instance_segmentation(app: FastAPI, context: Context, pipeline: Instance
             yield _instances(result, job)
 
     queue: Queue[_InstanceJob, InstanceResult] = context.queue(
-        pipeline.name, in_groups(segment, context.settings.max_pixels)
+        pipeline.name, in_groups(segment, lambda job: read_image(job.image, context.settings.max_pixels).pixels)
     )
 
     @app.post(path, operation_id="segmentInstances", responses=FAILURES, response_model_exclude_none=True)
@@ -300,11 +243,11 @@ def _instances(result: InstanceSegmentationResult, job: _InstanceJob) -> Instanc
                 categoryId=box["cls_id"],
                 categoryName=box["label"],
                 score=box["score"],
-                mask=_mask(mask, job.request.polygons, corner),
+                mask=encode_mask(mask, job.request.polygons, corner),
             )
             for box, mask, corner in zip(result["boxes"], masks, corners, strict=True)
         ],
-        image=_jpeg(result.draw()) if job.visualize else None,
+        image=encode_jpeg(result.draw()) if job.visualize else None,
     )
 
 
@@ -357,7 +300,7 @@ def add_image_recognition(app: FastAPI, context: Context, pipeline: ImageRecogni
         for job, result in zip(jobs, found, strict=True):
             yield RecognitionResult(
                 detectedObjects=[_detected(box) for box in result["boxes"]],
-                image=_jpeg(result.draw()) if job.visualize else None,
+                image=encode_jpeg(result.draw()) if job.visualize else None,
             )
 
     def change(job: _IndexJob) -> tuple[str, dict[str, str]]:
@@ -384,7 +327,7 @@ def add_image_recognition(app: FastAPI, context: Context, pipeline: ImageRecogni
         return store.create(gallery)
 
     queue: Queue[_RecognitionJob, RecognitionResult] = context.queue(
-        pipeline.name, in_groups(recognise, limits.max_pixels)
+        pipeline.name, in_groups(recognise, lambda job: read_image(job.image, limits.max_pixels).pixels)
     )
     # Of their own, so that a thousand pictures for an index do not stop the recognition of one.
     changes: Queue[_IndexJob, tuple[str, dict[str, str]]] = context.queue(
@@ -462,78 +405,6 @@ def _detected(box: Mapping[str, Any]) -> DetectedObject:
     pairs = zip(box["labels"], box["rec_scores"], strict=True)
     recognised = [Recognised(label=label, score=score) for label, score in pairs if label is not None]
     return DetectedObject(bbox=tuple(box["coordinate"]), recResults=recognised, score=box["det_score"])
-
-
-# ---------------------------------------------------------------- queues
-
-
-class ImageJob(Protocol):
-    """A request with one image, whose `options` say which others it may share a run with."""
-
-    @property
-    def image(self) -> str | bytes:
-        """Base64, or the bytes of a file."""
-        ...
-
-    @property
-    def options(self) -> Hashable:
-        """What jobs of one run share."""
-        ...
-
-
-ImageJobT = TypeVar("ImageJobT", bound=ImageJob)
-
-
-def in_groups(
-    run: Callable[[Sequence[ImageJobT], Sequence[Any]], Iterable[ResultT]], max_pixels: int
-) -> Callable[[Sequence[ImageJobT]], list[ResultT | BaseException]]:
-    """Return the function of a queue that does jobs of the same options together.
-
-    Args:
-        run: gives the results, in order, of jobs and the pixels of their images. Where it raises, the jobs are tried
-            again one by one, so that one's failure is its own.
-        max_pixels: of an image.
-    """
-
-    def run_all(jobs: Sequence[ImageJobT]) -> list[ResultT | BaseException]:
-        results: dict[int, ResultT | BaseException] = {}
-        groups: dict[Hashable, dict[int, Any]] = {}
-        for i, job in enumerate(jobs):
-            try:
-                pixels = read_image(job.image, max_pixels).pixels
-            except Exception as error:
-                results[i] = error
-            else:
-                groups.setdefault(job.options, {})[i] = pixels
-        for members in groups.values():
-            results |= attempt([jobs[i] for i in members], members)
-        return [results[i] for i in range(len(jobs))]
-
-    def attempt(group: Sequence[ImageJobT], members: Mapping[int, Any]) -> dict[int, ResultT | BaseException]:
-        try:
-            return dict(zip(members, run(group, list(members.values())), strict=True))
-        except Exception as error:
-            if len(group) == 1:
-                return dict.fromkeys(members, error)
-        one_by_one = (attempt([job], {i: members[i]}) for job, i in zip(group, members, strict=True))
-        return {i: result for single in one_by_one for i, result in single.items()}
-
-    return run_all
-
-
-def one_by_one(run: Callable[[JobT], ResultT]) -> Callable[[Sequence[JobT]], list[ResultT | BaseException]]:
-    """Return the function of a queue that does each job alone, so that one's failure is its own."""
-
-    def run_all(jobs: Sequence[JobT]) -> list[ResultT | BaseException]:
-        results: list[ResultT | BaseException] = []
-        for job in jobs:
-            try:
-                results.append(run(job))
-            except Exception as error:
-                results.append(error)
-        return results
-
-    return run_all
 
 
 def _raise(error: OvsError) -> None:

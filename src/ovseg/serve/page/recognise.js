@@ -4,6 +4,8 @@ import { post, say, toBase64 } from "./api.js";
 import { colourOf, css } from "./masks.js";
 import { acceptFiles, entry, Stage, tag } from "./stage.js";
 
+const UNKNOWN = [120, 128, 140];
+
 export function start(section) {
   const gallery = document.getElementById("gallery");
   const label = document.getElementById("label");
@@ -21,11 +23,11 @@ export function start(section) {
   const stage = new Stage(section, {
     onImage: query,
     decorate: (context, scale) => {
-      for (const { box, colour, text } of stage.objects) {
-        context.lineWidth = 3;
+      for (const { box, colour, best } of stage.objects) {
+        context.lineWidth = best ? 3 : 1;
         context.strokeStyle = css(colour);
         context.strokeRect(box[0] * scale, box[1] * scale, (box[2] - box[0]) * scale, (box[3] - box[1]) * scale);
-        tag(context, text, box[0] * scale, box[1] * scale, colour);
+        if (best) tag(context, `${best.label} ${best.score.toFixed(2)}`, box[0] * scale, box[1] * scale, colour);
       }
     },
   });
@@ -42,12 +44,17 @@ export function start(section) {
     const started = performance.now();
     const result = await stage.ask("/shitu-infer", { indexKey: key });
     if (!result) return;
-    stage.objects = result.detectedObjects.map((one) => {
+    const objects = result.detectedObjects.map((one) => {
       const best = one.recResults[0];
-      const colour = best ? colourFor(best.label) : [120, 128, 140];
-      return { box: one.bbox, colour, text: best ? `${best.label} ${best.score.toFixed(2)}` : "not in the gallery", best };
+      return { box: one.bbox, colour: best ? colourFor(best.label) : UNKNOWN, best };
     });
-    list.replaceChildren(...stage.objects.map((one) => entry(one.best?.label ?? "not in the gallery", one.best?.score, one.colour)));
+    const recognised = objects.filter((one) => one.best).sort((a, b) => b.best.score - a.best.score);
+    const unknown = objects.filter((one) => !one.best);
+    // The surest is drawn last, above the others.
+    stage.objects = [...unknown, ...[...recognised].reverse()];
+    const entries = recognised.map((one) => entry(one.best.label, one.best.score, one.colour));
+    if (unknown.length) entries.push(entry(`${unknown.length} not in the gallery`, null, UNKNOWN));
+    list.replaceChildren(...entries);
     stage.draw();
     say(`${stage.objects.length} object(s) in ${Math.round(performance.now() - started)} ms.`);
   }
