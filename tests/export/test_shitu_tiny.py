@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason='needs the train extra: pip install 
 pytestmark = pytest.mark.export
 
 from ovseg_export.scenes.library import FORMAT, Library  # noqa: E402
-from ovseg_export.shitu_tiny import DET_SIZE, REC_SIZE, network, protocol, train_det, twin  # noqa: E402
+from ovseg_export.shitu_tiny import DET_SIZE, REC_SIZE, network, protocol, refit, train_det, twin  # noqa: E402
 from ovseg_export.shitu_tiny.render import Objects  # noqa: E402
 
 
@@ -134,8 +134,8 @@ def test_the_detector_is_the_twin_folded(tmp_path: Path) -> None:
     assert count.tolist() == [len(rows)] and len(rows) > 10 and (rows[:, 0] == 0).all()
     scale = np.array([2.0, 0.5, 2.0, 0.5])
     best = expected[0]
-    near = np.abs(rows[:, 2:] / scale - best[1:]).max(1).argmin()
-    np.testing.assert_allclose(rows[near, 2:] / scale, best[1:], atol=0.2)
+    near = np.abs(rows[:, 2:] * scale - best[1:]).max(1).argmin()
+    np.testing.assert_allclose(rows[near, 2:] * scale, best[1:], atol=0.2)
     assert rows[near, 1] == pytest.approx(best[0], abs=2e-3)
 
 
@@ -143,3 +143,59 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     randomised(twin.Rec(), tmp_path / "weights.npz")
     with pytest.raises(ValueError, match="does not fit"):
         network.load(network.Det(DET_SIZE), tmp_path / "weights.npz")
+
+
+def test_the_discriminant_sees_past_what_views_change() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.ones(400)
+    spread[:40] = 30.0  # what views change most
+
+    def draw(count: int) -> torch.Tensor:
+        centres = torch.randn(count, 1, 400, generator=generator)
+        return 5 + centres + 0.7 * spread * torch.randn(count, 3, 400, generator=generator)
+
+    matrix, bias = refit.discriminant(draw(900), 0.01)
+    assert matrix.shape == (256, 400) and bias.shape == (256,)
+    fresh = draw(200)
+
+    def recall(found: torch.Tensor) -> float:
+        unit = torch.nn.functional.normalize(found, dim=2)
+        return float(((unit[:, 1] @ unit[:, 0].T).argmax(1) == torch.arange(200)).float().mean())
+
+    assert recall(fresh @ matrix.T + bias) > 0.9
+    assert recall(fresh) < 0.2
+
+
+def test_boxes_follow_the_scene_and_the_pasted_objects() -> None:
+    """Black objects on white: a box must hold all of the black that is nearer to it than to any other."""
+    objects = np.zeros((1, 96, 96, 4), np.uint8)
+    objects[0, 8:89, 8:89, 3] = 255
+    scene = np.full((320, 320, 3), 255, np.uint8)
+    scene[100:180, 60:150] = 0
+    boxes = np.zeros((12, 4), np.float32)
+    boxes[0] = 60, 100, 150, 180
+    rng, pasted = np.random.default_rng(0), 0
+    for _ in range(30):
+        canvas, found = scene.copy(), boxes.copy()
+        canvas = train_det.paste(rng, canvas, found, objects)
+        kept = found[found[:, 2] > found[:, 0]].astype(int)
+        pasted += len(kept) - 1
+        covered = np.zeros((320, 320), bool)
+        for x0, y0, x1, y1 in kept:
+            covered[y0:y1, x0:x1] = True
+        assert (canvas[~covered] > 100).mean() > 0.995
+        picture, moved = train_det.augment(rng, scene, boxes, 256, objects)
+        assert picture.shape == (256, 256, 3) and moved.shape == (12, 4)
+        assert (moved >= 0).all() and (moved <= 256).all()
+    assert pasted > 15
+
+
+def test_cells_answer_for_the_smallest_object_whose_middle_they_are_in() -> None:
+    boxes = torch.zeros(1, 12, 4)
+    boxes[0, 0] = torch.tensor([0.0, 0, 160, 160])
+    boxes[0, 1] = torch.tensor([60.0, 60, 100, 100])
+    positive, targets = train_det.assign(boxes, 10, 10)
+    cells = positive[0].reshape(10, 10)
+    assert cells[4, 4] and targets[0].reshape(10, 10, 4)[4, 4].tolist() == [60, 60, 100, 100]
+    assert cells[2, 2] and targets[0].reshape(10, 10, 4)[2, 2].tolist() == [0, 0, 160, 160]
+    assert not cells[0, 0]

@@ -93,14 +93,14 @@ def to_onnx(program: Path) -> dict[str, onnx.ModelProto]:
 
 
 def store_in_half(model: onnx.ModelProto) -> None:
-    """Store each matrix that float16 holds without loss as float16, and cast it back when the model loads."""
+    """Store each matrix and kernel that float16 holds without loss as float16, and cast it back when the model loads."""
     graph = model.graph
     casts = []
     for tensor in graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)
         with np.errstate(over="ignore"):
             half = array.astype(np.float16)
-        if array.dtype == np.float32 and array.ndim == 2 and (half.astype(np.float32) == array).all():
+        if array.dtype == np.float32 and array.ndim >= 2 and (half.astype(np.float32) == array).all():
             name = tensor.name
             tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
             casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))

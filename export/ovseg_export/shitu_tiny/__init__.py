@@ -8,4 +8,4 @@ EMBEDDING = 256
 DET_WIDTHS, DET_DEPTHS = (32, 64, 128, 128), (0, 1, 2, 2)  # at stride 4, 8, 16, 32
 DET_STRIDE = 16  # pixels of the input for a cell of the detector's output
 NMS = {"score_threshold": 0.025, "nms_threshold": 0.6, "nms_top_k": 1000, "keep_top_k": 100}
-REC_SIZE, DET_SIZE = 48, 256  # side of the inputs, pixels
+REC_SIZE, DET_SIZE = 48, 288  # side of the inputs, pixels

@@ -63,8 +63,8 @@ class Rec(nn.Layer):
         self.cells = [size // (4 * REC_GRID) >> level for level in range(len(REC_WIDTHS))]
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        maps = zip(self.backbone(x), self.cells, strict=True)
-        x = self.embed(paddle.concat([F.avg_pool2d(m, cell).flatten(1) for m, cell in maps], axis=1))
+        maps = self.backbone(x)
+        x = self.embed(paddle.concat([F.avg_pool2d(maps[i], cell).flatten(1) for i, cell in enumerate(self.cells)], 1))
         return x / paddle.sqrt((x * x).sum(axis=1, keepdim=True) + 1e-12)
 
 

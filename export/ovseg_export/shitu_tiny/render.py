@@ -35,11 +35,7 @@ class Objects:
 
     def __init__(self, assets: Path, kept: Path, scenes: Path | None = None) -> None:
         library = Library(assets, "train", trainable(assets), cache=1)
-        if not kept.exists():
-            np.savez(kept, pixels=np.stack([shrunk(library.object_pixels(record)) for record in library.objects]))
-        self.pixels = np.load(kept)["pixels"]  # premultiplied, centred
-        if len(self.pixels) != len(library.objects):
-            raise ValueError(f"{kept} is of another store: remove it")
+        self.pixels = kept_objects(library, kept)
         self._outlines: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.sets = np.array([record.set for record in library.objects])
         self.photos = []
@@ -169,6 +165,20 @@ class Objects:
         if rng.random() < 0.6:
             canvas = 255 * (canvas * np.float32(1 / 255)) ** np.float32(np.exp(rng.normal(0, 0.25)))
         return canvas.astype(np.uint8)
+
+
+def kept_objects(library: Library, kept: Path) -> np.ndarray:
+    """Every object of a library, premultiplied and centred, [N, 96, 96, 4] uint8; decoded once, to the file `kept`.
+
+    Raises:
+        ValueError: the file is of another library.
+    """
+    if not kept.exists():
+        np.savez(kept, pixels=np.stack([shrunk(library.object_pixels(record)) for record in library.objects]))
+    pixels: np.ndarray = np.load(kept)["pixels"]
+    if len(pixels) != len(library.objects):
+        raise ValueError(f"{kept} is of another store: remove it")
+    return pixels
 
 
 def shrunk(bgra: np.ndarray) -> np.ndarray:

@@ -1,11 +1,12 @@
-"""Train the main-body detector on composite scenes: one command, seeded, resumable.
+r"""Train the main-body detector on composite scenes: one command, seeded, resumable.
 
-    python -m ovseg_export.shitu_tiny.train_det --scenes work/scenes/train/ordinary --out work/shitu-det
+    python -m ovseg_export.shitu_tiny.train_det --assets work/assets --scenes work/scenes/train/ordinary \
+        --out work/shitu-det
 
 One class, one map of cells (Tian et al. 2019, "FCOS"): a cell near the middle of an object answers for it. The score
 is trained to be the IoU of the cell's own box (Li et al. 2020, "Generalized focal loss"), the box by generalised IoU.
-Writes `scenes.npz` (the scenes, small, so that they are decoded once), `checkpoint.pt`, `curve.jsonl` and, at the end,
-`weights.npz`.
+More objects are pasted into the scenes, which are few. Writes `scenes.npz` and `objects.npz` (decoded once),
+`checkpoint.pt`, `curve.jsonl` and, at the end, `weights.npz`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ovseg_export.scenes.library import Library
+
 from . import DET_STRIDE
-from .protocol import ap50, box_iou, visible_boxes
+from .protocol import ap50, box_iou, trainable, visible_boxes
+from .render import hue_matrix, kept_objects, recolour
 from .training import Run, frames
 from .twin import Det, cell_centres
 
 SIDE = 320  # of a kept scene, pixels
-PHASES = ((0.65, 192, 24), (1.01, 256, 16))  # until this share of the time: pixels, scenes of a step
+PHASES = ((0.45, 160, 24), (1.01, 256, 16))  # until this share of the time: pixels, scenes of a step
 MOST = 12  # boxes of a scene
-HELD_BACK = 100  # last scenes of the folder, for the curve
+HELD_BACK = 80  # last scenes of the folder, for the curve
 CENTRE = 0.5  # share of an object's width and height that answers for it
 
 
@@ -50,7 +54,7 @@ def load_scenes(folder: Path, kept: Path, count: int) -> tuple[np.ndarray, np.nd
 
 
 def augment(
-    rng: np.random.Generator, picture: np.ndarray, boxes: np.ndarray, size: int
+    rng: np.random.Generator, picture: np.ndarray, boxes: np.ndarray, size: int, objects: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scaled, moved, mirrored, at times turned, recoloured; boxes [12, 4] follow, those cut too far go."""
     scale = size / SIDE * (1.0 if rng.random() < 0.3 else np.exp(rng.uniform(np.log(0.75), np.log(1.6))))
@@ -61,8 +65,9 @@ def augment(
     room = np.maximum(0, scale * SIDE - size) / 2 + 0.05 * size
     shift = size / 2 - matrix @ [SIDE / 2, SIDE / 2] + rng.uniform(-room, room, 2)
     warp = np.column_stack([matrix, shift])
-    mode = cv2.BORDER_REFLECT_101 if rng.random() < 0.5 else cv2.BORDER_REPLICATE
-    picture = cv2.warpAffine(picture, warp, (size, size), borderMode=mode)
+    # Not mirrored at the border: a mirrored object would be one that no box is for.
+    mode = cv2.BORDER_CONSTANT if rng.random() < 0.5 else cv2.BORDER_REPLICATE
+    picture = cv2.warpAffine(picture, warp, (size, size), borderMode=mode, borderValue=rng.uniform(0, 255, 3))
     valid = boxes[:, 2] > boxes[:, 0]
     ends = boxes.reshape(-1, 2, 2) @ matrix.T + shift
     moved = np.concatenate([ends.min(1), ends.max(1)], 1)
@@ -75,9 +80,45 @@ def augment(
         level = np.arange(256)[:, None]
         table = np.clip((level - 128) * gain + 128 + rng.uniform(-30, 30), 0, 255).astype(np.uint8)
         picture = cv2.LUT(picture, table[None])
-    if rng.random() < 0.3:
-        picture = picture[..., rng.permutation(3)]
-    return picture, np.where(valid[:, None], inside, 0).astype(np.float32)
+    matrix = random_hue(rng)  # few photographs, so their colours vary
+    picture = picture if matrix is None else cv2.transform(picture, matrix)
+    boxes = np.where(valid[:, None], inside, 0).astype(np.float32)
+    return paste(rng, picture, boxes, objects), boxes
+
+
+def paste(rng: np.random.Generator, picture: np.ndarray, boxes: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Up to three more objects where they hide little of the others; fills empty rows of `boxes`, gives the picture.
+
+    Args:
+        rng: the source of randomness.
+        picture: [S, S, 3] uint8.
+        boxes: [12, 4], changed.
+        objects: premultiplied pictures [N, 96, 96, 4] uint8.
+    """
+    size, side = len(picture), objects.shape[1]
+    for row in np.flatnonzero(boxes[:, 2] <= boxes[:, 0])[: rng.integers(0, 4)]:
+        source = objects[int(rng.integers(len(objects)))]
+        scale, angle = np.exp(rng.uniform(np.log(0.1), np.log(0.55))) * size / side, rng.normal(0, 0.3)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        turn = turn * scale * np.exp(rng.normal(0, 0.15, 2)) * [rng.choice([-1, 1]), 1]
+        at = rng.uniform(0.08, 0.92, 2) * size
+        warp = np.column_stack([turn, at - turn @ [side / 2, side / 2]])
+        cover = cv2.warpAffine(source, warp, (size, size))
+        x, y, width, height = cv2.boundingRect((cover[..., 3] >= 128).astype(np.uint8))
+        box = np.array([x, y, x + width, y + height], np.float32)
+        shared = np.clip(np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2]), 0, None).prod(1)
+        if min(width, height) < 8 or (shared > 0.2 * (boxes[:, 2:] - boxes[:, :2]).prod(1)).any():
+            continue
+        colour = recolour(cover[..., :3].astype(np.float32), random_hue(rng))
+        rest = 1 - cover[..., 3:].astype(np.float32) / 255
+        picture = np.clip(picture * rest + colour, 0, 255).astype(np.uint8)
+        boxes[row] = box
+    return picture
+
+
+def random_hue(rng: np.random.Generator) -> np.ndarray | None:
+    """A colour matrix half of the time."""
+    return hue_matrix(rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.3)) if rng.random() < 0.5 else None
 
 
 @torch.no_grad()
@@ -147,6 +188,7 @@ def train(args: argparse.Namespace) -> None:
     pictures, boxes = load_scenes(args.scenes, args.out / "scenes.npz", args.count)
     if args.prepare:
         return
+    objects = kept_objects(Library(args.assets, "train", trainable(args.assets), cache=1), args.out / "objects.npz")
     run = Run(Det, args.out, args.seed, args.lr, 2e-3, 0.995)
     rng = np.random.default_rng([args.seed, run.progress.step])
     usable = len(pictures) - HELD_BACK
@@ -155,7 +197,7 @@ def train(args: argparse.Namespace) -> None:
     while run.progress.elapsed < limit:
         share = run.progress.elapsed / limit
         _, size, count = next(phase for phase in PHASES if share < phase[0])
-        items = [augment(rng, pictures[i], boxes[i], size) for i in rng.integers(0, usable, count)]
+        items = [augment(rng, pictures[i], boxes[i], size, objects) for i in rng.integers(0, usable, count)]
         with torch.autocast("cpu", torch.bfloat16):
             logits, found = run.network(frames(np.stack([item[0] for item in items])))
         loss = detection_loss(logits, found, torch.from_numpy(np.stack([item[1] for item in items])))
@@ -167,7 +209,7 @@ def train(args: argparse.Namespace) -> None:
         if run.progress.step % 25 == 0:
             row = {"size": size, "loss": round(float(np.mean(losses)), 4), "cpu": round(time.process_time(), 1)}
             losses = []
-            if run.progress.step % 200 == 0:
+            if run.progress.step % 250 == 0:
                 row["held_back"] = round(evaluate(run.ema, pictures[usable:], boxes[usable:], PHASES[-1][1]), 4)
             run.log(**row)
         if run.progress.elapsed - saved > 120:
@@ -175,12 +217,13 @@ def train(args: argparse.Namespace) -> None:
             run.save()
     run.save()
     run.export()
-    sizes = (256, 320)
+    sizes = (256, 288, 320)
     run.log(**{f"held_back_{s}": round(evaluate(run.ema, pictures[usable:], boxes[usable:], s), 4) for s in sizes})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path, required=True, help="the prepared store")
     parser.add_argument("--scenes", type=Path, required=True, help="folder of training scenes")
     parser.add_argument("--count", type=int, default=5000, help="scenes to use, at most")
     parser.add_argument("--out", type=Path, required=True, help="folder of the training; resumes what is there")

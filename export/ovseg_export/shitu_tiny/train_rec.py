@@ -4,8 +4,8 @@
 
 Each step shows a few dozen identities: the picture of a gallery and two views of each. The loss asks that each is
 nearer to the two others of its identity than to everything else in the batch (Khosla et al. 2020, "Supervised
-contrastive learning"). Writes `objects.npz`
-(decoded once), `checkpoint.pt`, `curve.jsonl` and, at the end, `weights.npz`.
+contrastive learning"). At the end the last layer is fitted anew (`refit.py`). Writes `objects.npz` (decoded once),
+`checkpoint.pt`, `curve.jsonl` and `weights.npz`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from . import REC_SIZE
 from .protocol import STYLES, Retrieval, recall_at_1, retrieval
+from .refit import refit
 from .render import Objects
 from .training import Run, frames
 from .twin import Rec
@@ -101,8 +102,9 @@ def train(args: argparse.Namespace) -> None:
             saved = run.progress.elapsed
             run.save()
     run.save()
+    figures = refit(run.ema, objects, development, args.size)
     run.export()
-    run.log(development=round(evaluate(run.ema, development, args.size), 4))
+    run.log(**figures)
 
 
 def main() -> None:

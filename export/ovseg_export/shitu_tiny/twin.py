@@ -55,10 +55,13 @@ class Rec(nn.Module):
         self.backbone = Backbone(REC_WIDTHS, REC_DEPTHS)
         self.embed = nn.Linear(REC_GRID**2 * sum(REC_WIDTHS), EMBEDDING)
 
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Every level in nine cells, [N, 3024]: where a part is says as much as what it is."""
+        maps = self.backbone(x)
+        return torch.cat([functional.avg_pool2d(m, m.shape[2] // REC_GRID).flatten(1) for m in maps], 1)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Every level, in nine cells: where a part is says as much as what it is.
-        cells = [functional.avg_pool2d(m, m.shape[2] // REC_GRID).flatten(1) for m in self.backbone(x)]
-        return functional.normalize(self.embed(torch.cat(cells, 1)).float(), dim=1)
+        return functional.normalize(self.embed(self.features(x)).float(), dim=1)
 
 
 class Det(nn.Module):
