@@ -93,7 +93,7 @@ def to_onnx(program: Path) -> dict[str, onnx.ModelProto]:
 
 
 def store_in_half(model: onnx.ModelProto) -> None:
-    """Store each matrix and kernel that float16 holds without loss as float16, and cast it back when the model loads."""
+    """Store each matrix and kernel that float16 holds without loss as float16; it is cast back when the model loads."""
     graph = model.graph
     casts = []
     for tensor in graph.initializer:
