@@ -43,6 +43,8 @@ def test_the_zoo_has_every_model_of_the_user_guides() -> None:
     assert by_task["open_vocabulary_segmentation"] == {"SAM-tiny", "SAM-H_box", "SAM-H_point"}
     assert by_task["instance_segmentation"] == set(INSTANCE_SEGMENTATION)
     assert by_task["image_recognition"] == {
+        "ShiTu-tiny-det",
+        "ShiTu-tiny-rec",
         "PP-ShiTuV2_det",
         "PP-ShiTuV2_rec",
         "PP-ShiTuV2_rec_CLIP_vit_base",

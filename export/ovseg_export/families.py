@@ -80,8 +80,15 @@ FAMILIES: Mapping[str, Family] = {
             ("SOLOv2",),
             batch=False,
         ),
-        Family("picodet", ("PP-ShiTuV2_det",), _DETECTION, "instances", _FOUND, ("GFL", "PicoDet")),
-        Family("shitu_rec", ("PP-ShiTuV2_rec",), ("embedding",), "embedding", _EMBEDDING, inputs={"x": "image"}),
+        Family("picodet", ("PP-ShiTuV2_det", "ShiTu-tiny-det"), _DETECTION, "instances", _FOUND, ("GFL", "PicoDet")),
+        Family(
+            "shitu_rec",
+            ("PP-ShiTuV2_rec", "ShiTu-tiny-rec"),
+            ("embedding",),
+            "embedding",
+            _EMBEDDING,
+            inputs={"x": "image"},
+        ),
         Family(
             "clip_vit",
             ("PP-ShiTuV2_rec_CLIP_vit_",),

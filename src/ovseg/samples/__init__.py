@@ -17,7 +17,7 @@ import yaml
 
 from ..errors import ConfigError
 
-__all__ = ["Sample", "sample_path", "samples"]
+__all__ = ["Sample", "gallery_path", "sample_path", "samples"]
 
 _FOLDER = Path(__file__).parent
 
@@ -74,3 +74,12 @@ def sample_path(name: str) -> Path:
             return sample.path
     known = ", ".join(sample.name for sample in samples())
     raise ConfigError(f"There is no sample image named {name!r}.", f"Choose one of: {known}.")
+
+
+def gallery_path() -> Path:
+    """Find the sample gallery: pictures with `labels.txt`, and `scenes` to search, with `scenes.yaml`.
+
+    `labels.txt` has a line for each picture, its path and its label; `scenes.yaml` the label and the box (x0, y0, x1,
+    y1, in pixels) of each object of a scene.
+    """
+    return _FOLDER / "gallery"

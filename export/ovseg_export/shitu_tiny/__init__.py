@@ -1,0 +1,11 @@
+"""ShiTu-tiny: the small main-body detector and the small embedding network that ovseg trains and ships."""
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, ImageNet's, on 0..1
+REC_WIDTHS, REC_DEPTHS = (48, 96, 192), (1, 2, 2)  # channels and blocks at stride 4, 8, 16
+REC_GRID = 3  # cells to a side that the embedding keeps apart
+EMBEDDING = 256
+
+DET_WIDTHS, DET_DEPTHS = (32, 64, 128, 128), (0, 1, 2, 2)  # at stride 4, 8, 16, 32
+DET_STRIDE = 16  # pixels of the input for a cell of the detector's output
+NMS = {"score_threshold": 0.025, "nms_threshold": 0.6, "nms_top_k": 1000, "keep_top_k": 100}
+REC_SIZE, DET_SIZE = 48, 288  # side of the inputs, pixels

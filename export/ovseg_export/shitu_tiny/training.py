@@ -1,0 +1,112 @@
+"""What both trainings share: the optimiser, averaged weights, a folder that a training resumes from."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..muon import orthogonal
+from . import MEAN, STD
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal by a Newton-Schulz iteration (Jordan et al. 2024); for convolutions."""
+
+    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                momentum = state.setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(momentum, group["momentum"]).flatten(1)
+                update = orthogonal(update).view_as(p)
+                rows, columns = len(p), p[0].numel()
+                p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+@dataclass
+class Progress:
+    """How far a training is."""
+
+    elapsed: float = 0.0  # seconds
+    step: int = 0
+
+
+class Run:
+    """A training in a folder: the network, its average, the optimisers, the curve."""
+
+    def __init__(self, make: type[nn.Module], out: Path, seed: int, lr: float, lr_rest: float, ema: float) -> None:
+        torch.manual_seed(seed)
+        out.mkdir(parents=True, exist_ok=True)
+        self.out, self.checkpoint, self.decay = out, out / "checkpoint.pt", ema
+        self.network = make().to(memory_format=torch.channels_last)
+        self.ema = make().eval()
+        self.ema.load_state_dict(self.network.state_dict())
+        matrices = [p for p in self.network.parameters() if p.ndim == 4]
+        rest = [p for p in self.network.parameters() if p.ndim != 4]
+        self.optimisers = [Muon(matrices, lr), torch.optim.AdamW(rest, lr_rest, (0.9, 0.98), weight_decay=0.0)]
+        self.rates = [lr, lr_rest]
+        self.progress = Progress()
+        if self.checkpoint.exists():
+            saved = torch.load(self.checkpoint)
+            self.network.load_state_dict(saved["net"])
+            self.ema.load_state_dict(saved["ema"])
+            for optimiser, state in zip(self.optimisers, saved["opt"], strict=True):
+                optimiser.load_state_dict(state)
+            self.progress = Progress(**saved["state"])
+            print("resumed at", self.progress, flush=True)
+
+    def step(self, loss: torch.Tensor, share: float, warm_up: int = 60) -> None:
+        """One step of the optimisers at this share of the training."""
+        factor = min(1.0, (self.progress.step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * factor
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for p in self.network.parameters() if p.ndim != 4], 2.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        decay = min(self.decay, (1 + self.progress.step) / (10 + self.progress.step))
+        with torch.no_grad():
+            for kept, new in zip(self.ema.state_dict().values(), self.network.state_dict().values(), strict=True):
+                if kept.is_floating_point():
+                    kept.lerp_(new, 1 - decay)
+                else:
+                    kept.copy_(new)
+        self.progress.step += 1
+
+    def save(self) -> None:
+        state = {"net": self.network.state_dict(), "ema": self.ema.state_dict(), "state": asdict(self.progress)}
+        part = self.checkpoint.with_suffix(".part")
+        torch.save({**state, "opt": [optimiser.state_dict() for optimiser in self.optimisers]}, part)
+        part.replace(self.checkpoint)
+
+    def log(self, **row: object) -> None:
+        row = {"step": self.progress.step, "minutes": round(self.progress.elapsed / 60, 2), **row}
+        print(row, flush=True)
+        with (self.out / "curve.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def export(self) -> None:
+        """Write the averaged weights under the names that network.py reads."""
+        weights = {k: v.numpy() for k, v in self.ema.state_dict().items() if "num_batches" not in k}
+        np.savez(self.out / "weights.npz", **weights)
+
+
+def frames(pictures: np.ndarray) -> torch.Tensor:
+    """BGR uint8 [N, H, W, 3] to normalised RGB [N, 3, H, W], channels last."""
+    x = torch.from_numpy(np.ascontiguousarray(pictures[..., ::-1])).permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
