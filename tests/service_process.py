@@ -131,7 +131,7 @@ def start(configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def service(start: Start) -> Service:
     """A service of all three pipelines, shared by the tests that leave it as it was."""
-    return start()
+    return start("--max-batch", "4")
 
 
 @pytest.fixture(scope="session")

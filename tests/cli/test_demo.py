@@ -4,9 +4,10 @@ from pathlib import Path
 
 import cv2
 import pytest
+import yaml
 
 from ovseg.cli import main
-from ovseg.samples import samples
+from ovseg.samples import gallery_path, samples
 
 
 def test_demo_segments_the_samples(
@@ -31,3 +32,12 @@ def test_demo_segments_the_samples(
             assert str(picture) in printed
             drawn = cv2.imread(str(picture))
             assert drawn.shape == original.shape and cv2.norm(drawn, original, cv2.NORM_L1) > 0
+    scenes = yaml.safe_load((gallery_path() / "scenes" / "scenes.yaml").read_text("utf-8"))
+    right = total = 0
+    for scene in scenes:
+        picture = output / f"{Path(scene['file']).stem}_res.jpg"
+        line = next(line for line in printed.splitlines() if str(picture) in line)
+        labels = [item["label"] for item in scene["objects"]]
+        right, total = right + sum(label in line for label in labels), total + len(labels)
+        assert cv2.imread(str(picture)) is not None
+    assert right >= 0.75 * total

@@ -579,10 +579,10 @@ def test_scores_where_the_decoder_tells(sam_folders: dict[str, Path], pixels: np
     boxes = [[20, 20, 90, 90], [5, 5, 50, 60], [40, 10, 150, 100]]
     general = create_pipeline("open_vocabulary_segmentation", model_dir=sam_folders["general"], device="cpu")
     with general.open(pixels) as image:
-        alone = [image.segment(boxes=[box]).scores for box in boxes]
-        together = image.segment(boxes=boxes).scores
+        alone = [image.segment(boxes=[box]).predicted_iou for box in boxes]
+        together = image.segment(boxes=boxes).predicted_iou
     assert together == pytest.approx([scores[0] for scores in alone], rel=1e-4) and len(set(together)) == 3
     (result,) = general.predict(pixels, prompt=boxes)
-    assert result.scores == pytest.approx(together) and "scores" not in result
+    assert result.predicted_iou == pytest.approx(together)
     others = create_pipeline("open_vocabulary_segmentation", model_dir=sam_folders["boxes"], device="cpu")
-    assert next(iter(others.predict(pixels, prompt=boxes))).scores is None
+    assert next(iter(others.predict(pixels, prompt=boxes))).predicted_iou == [None] * 3

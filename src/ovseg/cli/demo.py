@@ -1,4 +1,4 @@
-"""`ovs demo`: the bundled model on the sample images."""
+"""`ovs demo`: the models that ship, on the samples that ship."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(save_path: str = SAVE_PATH, device: str = DEVICE, model: str = MODEL, model_dir: str = MODEL_DIR) -> None:
-    """Segment the sample images that ship with ovseg, by boxes and by points, and save pictures."""
+    """Run the models that ship on the samples that ship, and save pictures.
+
+    Promptable segmentation by boxes and by points (--model and --model-dir choose another SAM), then image
+    recognition with a gallery of 36 things.
+    """
+    _segment(Path(save_path), device, model, model_dir)
+    _recognise(Path(save_path), device)
+
+
+def _segment(folder: Path, device: str, model: str, model_dir: str) -> None:
     from ..pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
     from ..samples import samples
 
@@ -34,6 +43,23 @@ def demo(save_path: str = SAVE_PATH, device: str = DEVICE, model: str = MODEL, m
             ("box", sample.boxes, by_box),
             ("point", sample.points, by_point),
         ):
-            picture = Path(save_path) / f"{sample.name}_{prompt_type}_res.jpg"
+            picture = folder / f"{sample.name}_{prompt_type}_res.jpg"
             result.save_to_img(picture)
             print(f"  {picture}: {', '.join(names)}")
+
+
+def _recognise(folder: Path, device: str) -> None:
+    from ..pipelines.image_recognition import ImageRecognitionPipeline
+    from ..samples import gallery_path
+
+    gallery = gallery_path()
+    pipeline = ImageRecognitionPipeline(device=device)
+    index = pipeline.build_index(gallery_imgs=gallery, gallery_label=gallery / "labels.txt", index_type="Flat")
+    for scene in sorted((gallery / "scenes").glob("*.jpg")):
+        started = time.perf_counter()
+        (result,) = pipeline.predict(str(scene), index=index, rec_topk=1)
+        milliseconds = 1000 * (time.perf_counter() - started)
+        print(f"{scene.stem}: {len(result['boxes'])} objects among {len(index)} in the gallery, {milliseconds:.0f} ms")
+        picture = folder / f"{scene.stem}_res.jpg"
+        result.save_to_img(picture)
+        print(f"  {picture}: {', '.join(str(label) for box in result['boxes'] for label in box['labels'])}")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from fastapi import FastAPI, Request
 
+from ..device import Device
 from ..errors import ConfigError, GalleryError, ImageError, OvsError, PromptError
 from ..index import Gallery, Index
 from ..pipelines.image_recognition import ImageRecognitionPipeline
@@ -82,18 +83,25 @@ class Context:
         self._downloads = asyncio.Semaphore(settings.max_downloads)
 
     def queue(
-        self, name: str, run: Callable[[Sequence[JobT]], Sequence[ResultT | BaseException]], *, batches: bool = True
+        self,
+        name: str,
+        run: Callable[[Sequence[JobT]], Sequence[ResultT | BaseException]],
+        device: Device | None = None,
     ) -> Queue[JobT, ResultT]:
-        """Return a queue for a pipeline; `batches` says whether several jobs may be taken at once."""
+        """Return a queue for a pipeline, of batches where the `device` that runs them is given."""
         settings = self.settings
+        max_batch, window = 1, 0.0
+        if device is not None:
+            max_batch = settings.max_batch or (1 if device.kind == "cpu" else 8)
+            window = settings.batch_window
         queue = Queue(
             run,
             workers=settings.workers,
             limit=settings.queue,
             # A request that could only end in 504 is better told at once.
             patience=settings.deadline / 2,
-            max_batch=settings.max_batch if batches else 1,
-            window=settings.batch_window if batches else 0.0,
+            max_batch=max_batch,
+            window=window,
             on_batch=lambda size: self._metrics.count_batch(name, size),
         )
         self._queues.append(queue)
@@ -172,7 +180,7 @@ def add_open_vocabulary_segmentation(
             image=encode_jpeg(result.draw()) if job.visualize else None,
         )
 
-    queue: Queue[_PromptJob, PromptResult] = context.queue(pipeline.name, one_by_one(segment), batches=False)
+    queue: Queue[_PromptJob, PromptResult] = context.queue(pipeline.name, one_by_one(segment))
 
     @app.post(path, operation_id="segmentByPrompt", responses=FAILURES, response_model_exclude_none=True)
     async def infer(body: PromptRequest, request: Request) -> Success[PromptResult]:
@@ -219,7 +227,9 @@ def add_instance_segmentation(app: FastAPI, context: Context, pipeline: Instance
             yield _instances(result, job)
 
     queue: Queue[_InstanceJob, InstanceResult] = context.queue(
-        pipeline.name, in_groups(segment, lambda job: read_image(job.image, context.settings.max_pixels).pixels)
+        pipeline.name,
+        in_groups(segment, lambda job: read_image(job.image, context.settings.max_pixels).pixels),
+        pipeline.device,
     )
 
     @app.post(path, operation_id="segmentInstances", responses=FAILURES, response_model_exclude_none=True)
@@ -327,11 +337,13 @@ def add_image_recognition(app: FastAPI, context: Context, pipeline: ImageRecogni
         return store.create(gallery)
 
     queue: Queue[_RecognitionJob, RecognitionResult] = context.queue(
-        pipeline.name, in_groups(recognise, lambda job: read_image(job.image, limits.max_pixels).pixels)
+        pipeline.name,
+        in_groups(recognise, lambda job: read_image(job.image, limits.max_pixels).pixels),
+        pipeline.device,
     )
     # Of their own, so that a thousand pictures for an index do not stop the recognition of one.
     changes: Queue[_IndexJob, tuple[str, dict[str, str]]] = context.queue(
-        f"{pipeline.name} indexes", one_by_one(change), batches=False
+        f"{pipeline.name} indexes", one_by_one(change)
     )
 
     async def changed(job: _IndexJob) -> tuple[str, dict[str, str]]:

@@ -29,7 +29,8 @@ class Settings:
         max_open_indexes: indexes that are kept in memory.
         queue: requests of a pipeline that may wait; more are answered with 503.
         workers: requests, or batches of them, that a pipeline works on at a time.
-        max_batch: requests that go through a model together.
+        max_batch: requests that go through a model together; None is 1 on a CPU, where a batch takes as long as its
+            images one by one and much more memory, and 8 elsewhere.
         batch_window: seconds that a request waits for others to join it.
         deadline: seconds from the end of a request's body to the answer.
         head_timeout: seconds in which the head of a request must arrive.
@@ -56,7 +57,7 @@ class Settings:
     max_open_indexes: int = 64
     queue: int = 128
     workers: int = 1
-    max_batch: int = 4
+    max_batch: int | None = None
     batch_window: float = 0.0
     deadline: float = 60.0
     head_timeout: float = 10.0
@@ -69,7 +70,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
+            if (getattr(self, name) or 0) < 1 and not (name == "max_batch" and self.max_batch is None):
                 raise ConfigError(f"{name} is {getattr(self, name)}.", "Give a number of at least 1.")
         for name in _POSITIVE:
             if getattr(self, name) <= 0:
