@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_nothing(built: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "ovseg_export", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "ovseg_export.export", None)  # as if it were not installed
     assert main(["export", "SAM-H_box"]) == 2
     assert 'pip install "ovseg[export]"' in capsys.readouterr().err
     assert main(["export", "SAM-H_box", "--device", "gpu"]) == 2
