@@ -54,3 +54,23 @@ def store_in_half(model: onnx.ModelProto) -> None:
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def restore_from_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model as it was before `store_in_half`: weights in float32, without the Casts."""
+    restored = onnx.ModelProto()
+    restored.CopyFrom(model)
+    graph = restored.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
+    nodes = []
+    for node in graph.node:
+        to_float = any(item.name == "to" and item.i == onnx.TensorProto.FLOAT for item in node.attribute)
+        if node.op_type == "Cast" and to_float and node.input[0] in stored:
+            tensor = stored[node.input[0]]
+            array = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, node.output[0]))
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return restored

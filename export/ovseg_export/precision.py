@@ -41,6 +41,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 from ovseg.errors import ConfigError, ImageError, MissingExtra, ModelError
 from ovseg.images import read_images
 from ovseg.session import Session
+from ovseg_export.half import restore_from_half
 from ovseg_export.lower.graph import node_graphs
 from ovseg_export.tidy import reads
 
@@ -230,6 +231,8 @@ def convert_precision(
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"The precision {precision!r} is not known.", f"Use one of {', '.join(PRECISIONS)}.")
+    given = models
+    models = {role: restore_from_half(model) for role, model in models.items()}
     chosen = {
         role: (methods or {}).get(role) or choose_method(model, precision, role) for role, model in models.items()
     }
@@ -252,9 +255,9 @@ def convert_precision(
         elif chosen[role] == "int8 dynamic":
             results[role] = to_int8_dynamic(model)
         else:
-            results[role] = model
+            results[role] = given[role]
         kept[role] = _kept(model, results[role], chosen[role])
-    size = {role: (models[role].ByteSize(), results[role].ByteSize()) for role in models}
+    size = {role: (given[role].ByteSize(), results[role].ByteSize()) for role in models}
     checked = calibration if check is None else check
     difference = compare_models(models, results, checked, metric) if checked else {}
     return results, Report(precision, chosen, size, kept, difference, len(checked))

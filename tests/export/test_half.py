@@ -8,7 +8,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason='needs the export extra: pip install "ovseg[export]"')
 pytestmark = pytest.mark.export
 
-from ovseg_export.half import NO_VARIANCE, fold_and_halve, store_in_half  # noqa: E402
+from ovseg_export.half import NO_VARIANCE, fold_and_halve, restore_from_half, store_in_half  # noqa: E402
 
 
 def normalised(state: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
@@ -48,3 +48,7 @@ def test_half_storage_is_lossless_or_not_used() -> None:
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     assert kinds == {"a_half": onnx.TensorProto.FLOAT16, "b": onnx.TensorProto.FLOAT}
     assert [node.op_type for node in model.graph.node] == ["Cast", "Add"]
+    restored = restore_from_half(model)
+    assert [node.op_type for node in restored.graph.node] == ["Add"]
+    for got, wanted in zip(restored.graph.initializer, tensors, strict=True):
+        assert got.name == wanted.name and np.array_equal(*map(onnx.numpy_helper.to_array, (got, wanted)))
