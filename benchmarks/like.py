@@ -22,12 +22,12 @@ DATA = Path(__file__).parent.parent / "tests" / "data"
 SCENES_EACH = 25
 
 
-def targets() -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+def targets(first: int = 0) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield name, image, mask of the target, and example of each scene."""
     photos = [cv2.imread(str(path)) for path in sorted((DATA / "photos").glob("*.jpg"))]
     for mix in ("ordinary", "crowded"):
         folder = DATA / "composites" / mix
-        for line in (folder / "index.jsonl").read_text("utf-8").splitlines()[:SCENES_EACH]:
+        for line in (folder / "index.jsonl").read_text("utf-8").splitlines()[first : first + SCENES_EACH]:
             scene = json.loads(line)
             pixels = cv2.imread(str(folder / scene["image"]))
             ids = cv2.imread(str(folder / scene["ids"]), cv2.IMREAD_UNCHANGED)
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model-dir", help="SAM; SAM-tiny if left out")
     parser.add_argument("--embedding-model-dir", help="feature model; ShiTu-tiny-rec if left out")
-    parser.add_argument("--background", default="keep", choices=("keep", "grey"))
+    parser.add_argument("--first", type=int, default=0, help="number of the first scene of each mix; 25 for the rest")
     parser.add_argument("--settings", type=json.loads, default={}, help="of everything mode, such as '{\"crops\": 1}'")
     given = parser.parse_args()
     pipeline = create_pipeline(
@@ -77,8 +77,8 @@ def main() -> None:
         embedding_model_dir=given.embedding_model_dir,
     )
     first = found = count = 0
-    for name, pixels, truth, shown in targets():
-        result = pipeline.find_like(pixels, shown, background=given.background, **given.settings)
+    for name, pixels, truth, shown in targets(given.first):
+        result = pipeline.find_like(pixels, shown, **given.settings)
         scores = [iou(mask.astype(bool), truth) for mask in result["masks"]]
         count += 1
         found += max(scores, default=0) >= 0.5

@@ -119,7 +119,6 @@ BAD = [
     (["--like", "[1, 2, 3]"], "has 3 numbers"),
     (["--like", "[1, 2"], "cannot be read"),
     (["--like", "a.png", "--top", "0"], "top is 0"),
-    (["--like", "a.png", "--background", "blue"], "'blue' is not known"),
     (["--points-per-side", "4"], "--points-per-side is not an option"),
     (["--format", "voc", "-o", "out", "--prompt", "[[1, 2, 3, 4]]"], "no format 'voc'"),
     (["--format", "coco"], "without --save-path"),

@@ -18,7 +18,7 @@ REC, DET = "ShiTu-tiny-rec", "ShiTu-tiny-det"
 TILE = 64
 
 # What the weights that ship reach, less a little. The goal for both is 0.85, which the detector does not reach.
-RECALL_FLOOR, AP50_FLOOR = 0.90, 0.67
+RECALL_FLOOR, AP50_FLOOR = 0.90, 0.69
 
 
 def tiles(name: str) -> list[np.ndarray]:

@@ -41,7 +41,6 @@ MULTIMASK = typer.Option(None, "--multimask", help="Take the best of three masks
 EVERYTHING = typer.Option(False, "--everything", help="Segment everything, without prompts.")
 LIKE = typer.Option(None, "--like", help="Segment what looks like this picture, or like a box of the image itself.")
 TOP = typer.Option(None, "--top", help="With --like: so many masks at most.")
-BACKGROUND = typer.Option(None, "--background", help="With --like, around a region: keep (the default) or grey.")
 POINTS_PER_SIDE = typer.Option(None, "--points-per-side", help="Everything: the grid has the square of it; 32.")
 PRED_IOU_THRESH = typer.Option(None, "--pred-iou-thresh", help="Everything: least predicted IoU; 0.88.")
 STABILITY = typer.Option(None, "--stability-score-thresh", help="Everything: least stability; 0.95.")
@@ -94,7 +93,6 @@ def run(
     everything: bool = EVERYTHING,
     like: str = LIKE,
     top: int = TOP,
-    background: str = BACKGROUND,
     points_per_side: int = POINTS_PER_SIDE,
     pred_iou_thresh: float = PRED_IOU_THRESH,
     stability_score_thresh: float = STABILITY,
@@ -149,7 +147,6 @@ def run(
         "multimask": multimask,
         "example": _example(like),
         "top": top,
-        "background": background,
         "points_per_side": points_per_side,
         "pred_iou_thresh": pred_iou_thresh,
         "stability_score_thresh": stability_score_thresh,

@@ -17,7 +17,6 @@ from ..device import Device
 from ..errors import ConfigError, ImageError, ModelError, PromptError
 from ..images import Image, read_images
 from ..results.open_vocabulary_segmentation import Decoding, OpenVocabularySegmentationResult, check_mask_format
-from ..stages.embedding import crop
 from ..stages.masks import upsample_masks
 from ..stages.prompts import (
     Prompt,
@@ -34,12 +33,14 @@ from .base import OnError, Pipeline, origin
 from .config import find_folder, overridden, whole_number
 from .embedder import Embedder
 from .everything import Region, everything_settings, find_everything, region_info, region_masks
-from .like import BACKGROUNDS, SETTINGS, rank_like
+from .like import SETTINGS, rank_like
 from .onnx_pair import open_pair
 from .sam import Embedding, SamModel
 
 MODEL = "SAM-tiny"
 EMBEDDING_MODEL = "ShiTu-tiny-rec"
+# An example shows its object inside of this margin, as a share of each side; a smaller part of that box is no object.
+_AROUND, _LEAST_OBJECT = 0.08, 0.05
 _SUB_MODULES = {"box": "BoxPromptSegmentation", "point": "PointPromptSegmentation"}
 
 
@@ -192,7 +193,6 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         device: str | None = None,
         *,
         top: int | None = None,
-        background: str = "keep",
         mask_format: str | None = None,
         on_error: OnError | None = None,
         **settings: Any,
@@ -207,7 +207,6 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 which is cut out of each image.
             device: device of this call; None is the pipeline's.
             top: so many masks at most; None for all.
-            background: what a region shows around its mask when it is compared: "keep" or "grey".
             mask_format: "rle" (also None) or "list".
             on_error: as in `predict`.
             **settings: those of `Everything`; those of `like.SETTINGS` have other defaults here.
@@ -218,7 +217,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             PromptError: a box that is none.
             ModelError: there is no embedding model.
         """
-        segment = self._like(example, device, top, background, mask_format, settings)
+        segment = self._like(example, device, top, mask_format, settings)
         return self._results(input, segment, on_error)  # type: ignore[return-value]
 
     def _like(
@@ -226,7 +225,6 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         example: Any,
         device: str | None,
         top: int | None,
-        background: str,
         mask_format: str | None,
         settings: Mapping[str, Any],
     ) -> Callable[[Image], OpenVocabularySegmentationResult]:
@@ -234,19 +232,29 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         like = self._example(example)
         if top is not None:
             whole_number(top, "top", 1)
-        if background not in BACKGROUNDS:
-            raise ConfigError(f"The background {background!r} is not known.", f"Use {' or '.join(BACKGROUNDS)}.")
-        embedder = self._embedder(self._device(device))
+        chosen = self._device(device)
+        embedder = self._embedder(chosen)
 
         def rank(image: Image, regions: list[Region]) -> list[tuple[Region, float]]:
-            if isinstance(like, Prompts):
-                check_inside(like, image.height, image.width, image.path)
-                pixels = crop(image.pixels, like.given[0])
-            else:
-                pixels = like.pixels
-            return rank_like(embedder, image.pixels, regions, pixels, background=background)[:top]
+            shown, box = (image, like.given[0]) if isinstance(like, Prompts) else (like, _middle(like))
+            return rank_like(embedder, image.pixels, regions, shown.pixels, self._main_object(shown, box, chosen))[:top]
 
         return self._everything(device, mask_format, {**SETTINGS, **settings}, rank)
+
+    def _main_object(self, image: Image, box: list[float], device: Device) -> np.ndarray:
+        """Return the mask HxW of the object in a box; the whole box where next to nothing is found."""
+        model = self._model("point", device)
+        x1, y1, x2, y2 = box
+        by_box = "box" in model.prompt_types
+        prompts = parse_boxes([box]) if by_box else parse_points([[(x1 + x2) / 2, (y1 + y2) / 2]])
+        check_inside(prompts, image.height, image.width, image.path)
+        mask: np.ndarray = model.segment(self._embed(model, image.pixels), prompts)[0]
+        if np.count_nonzero(mask) < _LEAST_OBJECT * (x2 - x1) * (y2 - y1):
+            mask = np.zeros_like(mask)
+            # At least the pixel that the box's first corner is in.
+            rows, columns = slice(max(0, int(y1)), max(1, int(y2))), slice(max(0, int(x1)), max(1, int(x2)))
+            mask[rows, columns] = 1
+        return mask
 
     def _example(self, example: Any) -> Image | Prompts:
         """Read the example, or check the box that is cut out of each image."""
@@ -357,12 +365,11 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         top: int | None = None,
         *,
         device: str | None = None,
-        background: str = "keep",
         mask_format: str | None = None,
         **settings: Any,
     ) -> OpenVocabularySegmentationResult:
         """Segment what looks like an example in one image; arguments and errors as of `predict_like`."""
-        return self._like(example, device, top, background, mask_format, settings)(self._read_one(image))
+        return self._like(example, device, top, mask_format, settings)(self._read_one(image))
 
     def open(self, image: Any, device: str | None = None) -> OpenImage:
         """Open one image to prompt it again and again; it is encoded once.
@@ -585,3 +592,9 @@ def _find_folders(
     if len(missing) == len(folders):
         raise missing[0]
     return folders
+
+
+def _middle(image: Image) -> list[float]:
+    """The box in which an example shows its object."""
+    width, height = image.width, image.height
+    return [_AROUND * width, _AROUND * height, (1 - _AROUND) * width, (1 - _AROUND) * height]
