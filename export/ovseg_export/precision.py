@@ -26,6 +26,7 @@ fastest x86 kernels.
 from __future__ import annotations
 
 import importlib
+import math
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -266,23 +267,31 @@ def convert_precision(
 def choose_method(model: ModelProto, precision: str, role: str = "model") -> str:
     """How to bring a graph to a precision: `fp32` (leave it), `fp16`, `int8 static` or `int8 dynamic`.
 
-    Static where most weights (but heads) are in convolutions, else dynamic. The decoder of a promptable model
+    Static where most of the work (but of heads) is in convolutions, else dynamic. The decoder of a promptable model
     stays float32 in int8: it is small, and its outputs are the masks themselves.
     """
     if precision in ("fp32", "fp16"):
         return precision
     if role == "decoder":
         return "fp32"
-    graph = _Graph(model)
-    weights: Counter[str] = Counter()
+    types = _types(model)
+    graph = _Graph(model, types)
+    work: Counter[str] = Counter()
     for node in graph.products():
         if not graph.is_head(node):
-            weights[node.op_type] += int(np.prod(graph.initializers[node.input[1]].dims))
-    in_matrices = weights["MatMul"] + weights["Gemm"]
-    in_convolutions = weights["Conv"]
+            work[node.op_type] += int(np.prod(graph.initializers[node.input[1]].dims)) * _places(node, types)
+    in_matrices = work["MatMul"] + work["Gemm"]
+    in_convolutions = work["Conv"]
     if not in_matrices and not in_convolutions:
         return "fp32"
     return "int8 static" if in_convolutions > in_matrices else "int8 dynamic"
+
+
+def _places(node: NodeProto, types: Mapping[str, tuple[int, tuple[int, ...] | None]]) -> int:
+    """How often a product uses each of its weights for one picture: 1 for each pixel or row of its output."""
+    _, shape = types.get(node.output[0], (0, None))
+    sides = (shape[2:] if node.op_type == "Conv" else shape[1:-1]) if shape else ()
+    return math.prod(side or 1 for side in sides)
 
 
 def to_fp16(model: ModelProto, feeds: Iterable[Feeds] = ()) -> ModelProto:

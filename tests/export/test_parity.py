@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,7 +241,13 @@ def test_a_failure_of_paddle_is_an_error_and_a_crash_too(tmp_path: Path) -> None
 def test_paddle_hurries_where_told(amd: bool, hurry: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ovseg_export.paddle_host._is_amd", lambda: amd)
     with Host(tmp_path, hurry=hurry) as paddle:
-        environment = Path(f"/proc/{paddle._process.pid}/environ").read_bytes().split(b"\0")
+        listed = Path(f"/proc/{paddle._process.pid}/environ")
+        # A process that has just begun has none for a moment.
+        for _ in range(200):
+            environment = listed.read_bytes().split(b"\0")
+            if len(environment) > 1:
+                break
+            time.sleep(0.01)
     assert (b"MKL_DEBUG_CPU_TYPE=5" in environment) == (amd and hurry)
 
 
