@@ -162,3 +162,13 @@ def test_a_changed_byte_in_a_zip_is_damaged(tmp_path: Path, folder: Path) -> Non
     content[60] ^= 0xFF
     with pytest.raises(DownloadError, match="damaged"):
         unpack(archive_of(tmp_path, bytes(content)), folder)
+
+
+@pytest.mark.parametrize("end", ["changed", "missing"])
+def test_a_gzip_whose_checksum_is_wrong_or_missing_is_refused(end: str, tmp_path: Path, folder: Path) -> None:
+    content = gzip.compress(tar_of({"model/inference.yml": b"a: 1", "model/weights": bytes(range(256)) * 40}))
+    checksum, rest = content[-8:-4], content[-4:]
+    ending = bytes(255 - byte for byte in checksum) + rest if end == "changed" else b""
+    with pytest.raises(DownloadError):
+        unpack(archive_of(tmp_path, content[:-8] + ending), folder)
+    unpack(archive_of(tmp_path, content), tmp_path / "outer")

@@ -14,6 +14,7 @@ Figures = dict[str, float]
 
 _SAME_SCORE = 1e-3
 """Rows whose scores differ by more are different detections."""
+_ROWS_OF_AN_EXCHANGE = 20
 
 
 def differences(expected: np.ndarray, found: np.ndarray) -> Figures:
@@ -53,8 +54,8 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
         `instances`, `matched`: rows of Paddle, and those with a partner.
         `detections`: rows of Paddle with a class and a score above 0: a picture without a detection may have
         one row that says so.
-        `at_cut`: detections without a partner whose score is the lowest of their image but for 1e-4: which of
-        those are kept is chance.
+        `at_cut`: detections without a partner that both runs have at the end of a long list of one length, with
+        one score: which of those are kept is chance.
         `unmatched`: share of the others without a partner.
         `box` (pixels), `score`: largest differences of matched ones; `box_mean`, `score_mean`: the means.
         `mask_iou`: intersections over unions, summed over matched instances; `mask_iou_least`: of the worst.
@@ -62,12 +63,15 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
     """
     rows_a, rows_b = _rows(expected), _rows(found)
     pairs: list[tuple[int, int]] = []
-    at_cut = 0
+    at_cut = unmatched = 0
     for (start_a, end_a), (start_b, end_b) in zip(_images(expected), _images(found), strict=True):
         one, other = rows_a[start_a:end_a], rows_b[start_b:end_b]
         matched = _match(one, other)
         pairs += [(start_a + i, start_b + j) for i, j in matched]
-        at_cut += _at_cut(one, {i for i, _ in matched}) + _at_cut(other, {j for _, j in matched})
+        exchanged = _exchanged(one, other, matched)
+        alone = sum(int((rows[:, 0] >= 0).sum()) for rows in (one, other)) - 2 * len(matched)
+        at_cut += exchanged
+        unmatched += max(0, alone - exchanged)
     total = len(rows_a) + len(rows_b)
     first, second = [i for i, _ in pairs], [j for _, j in pairs]
     figures: Figures = {
@@ -75,7 +79,7 @@ def compare_instances(expected: Outputs, found: Outputs) -> Figures:
         "detections": int(((rows_a[:, 0] >= 0) & (rows_a[:, 1] > 0)).sum()),
         "matched": len(pairs),
         "at_cut": at_cut,
-        "unmatched": (total - 2 * len(pairs) - at_cut) / max(total, 1),
+        "unmatched": unmatched / max(total, 1),
     }
     for name, columns in (("score", slice(1, 2)), ("box", slice(2, None))):
         if name == "score" or "boxes" in expected:
@@ -94,10 +98,21 @@ def mask_ious(a: np.ndarray, b: np.ndarray) -> list[float]:
     return [float(i / u) if u else 1.0 for i, u in zip((a & b).sum(1), union, strict=True)]
 
 
-def _at_cut(rows: np.ndarray, matched: set[int]) -> int:
-    """Rows of one image without a partner whose score is the lowest but for 1e-4."""
-    alone = [row for index, row in enumerate(rows) if index not in matched]
-    return sum(bool(row[1] <= rows[:, 1].min() + 1e-4) for row in alone)
+def _exchanged(one: np.ndarray, other: np.ndarray, matched: Sequence[tuple[int, int]]) -> int:
+    """Rows of one image that two lists of detections exchange where both are cut off at a number.
+
+    They have as many rows as each other, and as many without a partner, all with the lowest score of both but for 1e-4.
+    One row in `_ROWS_OF_AN_EXCHANGE` may be exchanged: a short list was not cut off, and so each of its rows counts.
+    """
+    if not len(one) or len(one) != len(other):
+        return 0
+    alone = len(one) - len(matched)
+    lowest = max(rows[:, 1].min() for rows in (one, other)) + 1e-4
+    partners = zip(*matched, strict=True) if matched else ((), ())
+    scores = [np.delete(rows[:, 1], list(taken)) for rows, taken in zip((one, other), partners, strict=True)]
+    if alone * _ROWS_OF_AN_EXCHANGE > len(one) or any((left > lowest).any() for left in scores):
+        return 0
+    return 2 * alone
 
 
 def _compare_masks(a: np.ndarray, b: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Figures:

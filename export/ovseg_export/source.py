@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from ovseg import schema
 from ovseg.archives import unpack
 from ovseg.cache import archives_dir, locked, record_checksum, recorded_checksum
-from ovseg.download import Progress, download
-from ovseg.errors import ModelError
+from ovseg.download import Progress, download, file_sha256
+from ovseg.errors import DownloadError, ModelError
 from ovseg.pull import fetch_archive
 from ovseg.zoo import model_spec
 
@@ -97,9 +97,13 @@ def _fetch_url(url: str, say: Say, progress: Progress | None) -> Path:
     address = hashlib.sha256(url.encode()).hexdigest()[:16]
     path = archives_dir() / f"url-{address}" / (PurePosixPath(urlsplit(url).path).name or "archive")
     with locked(f"url-{address}", lambda: say(f"waiting for another process that downloads {url}")):
-        if not path.is_file():
+        expected = recorded_checksum(url)
+        if path.is_file():
+            found = file_sha256(path)
+            if found != (expected or found):
+                raise DownloadError(f"{path} has SHA-256 {found}, and {expected} was expected.", "Delete it.")
+        else:
             say(f"downloading {url}")
-            expected = recorded_checksum(url)
             found = download(url, path, sha256=expected, progress=progress)
             if expected is None:
                 record_checksum(url, found)

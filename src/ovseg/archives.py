@@ -20,6 +20,8 @@ from .errors import DownloadError
 MAX_MEMBERS = 10_000
 MAX_RATIO = 20
 """Weights hardly compress: unpacked bytes per byte of archive, beyond which it is taken for a bomb."""
+_MOST_PADDING = 64
+"""Megabytes that a tar may hold after its last member."""
 FREE_BYTES = 64 << 20
 """Unpacked bytes that are always allowed."""
 
@@ -102,6 +104,11 @@ def _members(archive: Path) -> Iterator[Iterator[_Member]]:
         raise DownloadError(f"{archive} is neither a tar nor a zip archive.", "Delete it and download it again.")
     with tarfile.open(archive) as tar:
         yield _tar_members(archive, tar)
+        # The checksum of a compressed file stands at its end, which no member reaches.
+        for _ in range(_MOST_PADDING):
+            if tar.fileobj is None or not tar.fileobj.read(1 << 20):
+                return
+    raise DownloadError(f"{archive} does not end where its last member does.", "Do not use it.")
 
 
 def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[_Member]:

@@ -98,6 +98,30 @@ def test_only_the_lowest_score_may_be_exchanged() -> None:
     assert middle["at_cut"] == 0 and middle["unmatched"] == pytest.approx(2 / 80)
 
 
+def rows(*scores: float, kind: int = 1) -> dict[str, np.ndarray]:
+    """Detections of one image with these scores."""
+    boxes = [[kind, score, 10 * i, 5, 10 * i + 8, 20] for i, score in enumerate(scores)]
+    return {"boxes": np.array(boxes, np.float32).reshape(-1, 6), "counts": np.array([len(scores)], np.int32)}
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "unmatched"),
+    [
+        (rows(0.9), rows(0.9, kind=2), 1.0),
+        (rows(0.9), rows(0.5), 1.0),
+        (rows(0.9), rows(), 1.0),
+        (rows(*[0.5] * 5), rows(*[0.5] * 5, kind=2), 1.0),
+        (rows(0.9, 0.5), rows(0.9, 0.4), 0.5),
+        (rows(*[0.9] * 19, 0.5), rows(*[0.9] * 19, 0.5, 0.5), 1 / 41),
+    ],
+)
+def test_in_a_short_list_or_one_of_another_length_nothing_is_chance(
+    expected: dict[str, np.ndarray], found: dict[str, np.ndarray], unmatched: float
+) -> None:
+    figures = compare.compare_instances(expected, found)
+    assert figures["at_cut"] == 0 and figures["unmatched"] == pytest.approx(unmatched)
+
+
 @pytest.mark.parametrize("which", ["expected", "found"])
 def test_no_detection_against_some_fails(which: str) -> None:
     some = detections(3)
