@@ -11,10 +11,11 @@ PADDLEX ?= $(PARITY_VENV)/bin/python
 demo: $(VENV)/.demo
 	$(BIN)/ovs demo
 
-# The export stage's tests load Paddle, which has crashed in a process that did much else: one process a file.
+# The export stage's tests load Paddle, which has crashed in a process that did much else: one process a file. Pytest ends
+# with 5 where a file is skipped whole, for want of an extra that is not part of dev (train).
 test: $(VENV)/.dev
 	$(BIN)/python -X faulthandler -m pytest --ignore=tests/export
-	set -e; for file in tests/export/test_*.py; do $(BIN)/python -X faulthandler -m pytest $$file; done
+	set -e; for file in tests/export/test_*.py; do $(BIN)/python -X faulthandler -m pytest $$file || test $$? -eq 5; done
 
 # Every comparison with PaddleX runs, also after one has failed.
 parity: $(VENV)/.dev $(if $(filter $(PARITY_VENV)/%,$(PADDLEX)),$(PARITY_VENV)/.done)
