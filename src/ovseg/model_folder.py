@@ -79,6 +79,12 @@ class ModelFolder:
     labels: tuple[str, ...]
     facts: Mapping[str, Any]
 
+    @property
+    def proven_batch(self) -> int | None:
+        """The largest batch that the export has tried: some graphs take one image only, whatever their input says."""
+        parity = self.facts.get("parity")
+        return parity.get("batch") if isinstance(parity, Mapping) else None
+
 
 def open_model_folder(path: str | Path, *, verify: bool = False) -> ModelFolder:
     """Read and check the `model.yaml` of a model folder.

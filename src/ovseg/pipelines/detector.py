@@ -64,11 +64,10 @@ class Detector:
                 f"outputs {', '.join(outputs)}, which are not those of a detector.",
                 "Export the model again, or choose another.",
             )
-        # Some graphs take one image only, whatever their input says; the export has tried.
-        proven = folder.facts.get("parity")
-        proven = proven.get("batch") if isinstance(proven, Mapping) else None
         # Kept in their ratio, images would differ in size.
-        self.takes_batches = self._inputs["image"].shape[0] != 1 and proven != 1 and not self._preprocessing.keep_ratio
+        self.takes_batches = (
+            self._inputs["image"].shape[0] != 1 and folder.proven_batch != 1 and not self._preprocessing.keep_ratio
+        )
 
     def detect(self, pixels: Sequence[np.ndarray], thresholds: np.ndarray) -> list[Detections]:
         """Find the objects in images.

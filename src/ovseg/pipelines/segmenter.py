@@ -75,10 +75,7 @@ class Segmenter:
                 f"outputs {', '.join(names)}, which are not those of instance segmentation.",
                 "Export the model again, or choose another.",
             )
-        # Some graphs take one image only, whatever their input says; the export has tried.
-        proven = folder.facts.get("parity")
-        proven = proven.get("batch") if isinstance(proven, Mapping) else None
-        self.takes_batches = self.gives_boxes and self._inputs["image"].shape[0] != 1 and proven != 1
+        self.takes_batches = self.gives_boxes and self._inputs["image"].shape[0] != 1 and folder.proven_batch != 1
 
     def segment(self, pixels: Sequence[np.ndarray], thresholds: np.ndarray) -> list[Instances]:
         """Find the instances in images.
