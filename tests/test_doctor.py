@@ -72,6 +72,14 @@ def test_nodes_are_counted_by_provider() -> None:
     assert int(count) > 50 and rest == "nodes on CPUExecutionProvider"
 
 
+@pytest.mark.parametrize("name", ["ShiTu-tiny-det", "ShiTu-tiny-rec"])
+def test_a_model_of_image_recognition_is_run_as_well(name: str) -> None:
+    checks = {check.name: check for check in doctor.model_check(name, None, "cpu")}
+    assert set(checks) == {"model", name}
+    count, rest = checks["model"].text.split(" ", 1)
+    assert int(count) > 50 and rest == "nodes on CPUExecutionProvider"
+
+
 def test_a_node_of_two_runs_counts_once(tmp_path: Path) -> None:
     session = Session(doctor.PROBE, "cpu", profile=tmp_path)
     for _ in range(2):
