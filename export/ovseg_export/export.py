@@ -179,8 +179,10 @@ def _export(
     family, model_name = families.recognise(model.config, where, settings.name)
     preprocess = families.read_preprocess(family, model.config, where)
     labels = families.read_labels(family, model.config, where)
-    chosen = feeds.pictures(settings.images)
-    ensure_space(scratch, model.parameters.stat().st_size)
+    size = model.parameters.stat().st_size
+    at_least = feeds.AT_LEAST_LARGE if size > parity.LARGE else feeds.AT_LEAST
+    chosen = feeds.pictures(settings.images, at_least=at_least)
+    ensure_space(scratch, size)
 
     say(f"converting {model_name} ({family.name}) to ONNX, opset {settings.opset}")
     program, parameters = load(model.program)
@@ -207,7 +209,7 @@ def _export(
     cases = list(feeds.cases(preprocess, shapes, chosen, batched=batched))
     what = family, model.program, model.parameters, input_names, graphs
     report = parity.prove(*what, cases, scratch, say)
-    more = feeds.pictures(settings.images, photographs=True)
+    more = feeds.pictures(settings.images, photographs=True, at_least=at_least)
     if parity.found_nothing(report) and len(more) > len(chosen):
         say("nothing is detected in these pictures: comparing on the sample photographs as well")
         chosen = more

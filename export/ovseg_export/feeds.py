@@ -14,8 +14,8 @@ from ovseg.images import read_images
 from ovseg.samples import samples
 from ovseg_export.builders.images import TEST_SIZES, synthetic_image
 
-AT_LEAST = 4
-"""Pictures of a comparison; synthetic ones fill up."""
+AT_LEAST, AT_LEAST_LARGE = 4, 2
+"""Pictures of a comparison, and of one with a model that takes a minute for each; synthetic ones fill up."""
 _PHOTOGRAPH_SIDE = 320
 
 _INTERPOLATIONS = {
@@ -40,21 +40,22 @@ class Case:
 
 
 def pictures(
-    images: str | Path | Sequence[str | Path] | None, *, photographs: bool = False
+    images: str | Path | Sequence[str | Path] | None, *, photographs: bool = False, at_least: int = AT_LEAST
 ) -> list[tuple[str, np.ndarray]]:
     """Pictures to compare on: label and BGR uint8 [H, W, 3].
 
     Args:
-        images: pictures, or folders of them. With fewer than four, synthetic ones fill up.
-        photographs: with fewer than four, the sample photographs come before the synthetic ones: a detector
-            may find nothing in synthetic pictures.
+        images: pictures, or folders of them. Where they are fewer than `at_least`, synthetic ones fill up.
+        photographs: the sample photographs come before the synthetic ones: a detector may find nothing in
+            synthetic pictures.
+        at_least: pictures to return.
 
     """
     given: list[tuple[str, np.ndarray]] = []
     if images is not None:
         sources = [images] if isinstance(images, str | Path) else list(images)
         given = [(str(image.path), image.pixels) for image in read_images([str(source) for source in sources])]
-    missing = max(0, AT_LEAST - len(given))
+    missing = max(0, at_least - len(given))
     if missing and photographs:
         given += [(f"sample {sample.name}", _photograph(sample.path)) for sample in samples()]
     for index, (height, width) in enumerate(TEST_SIZES[:missing]):
