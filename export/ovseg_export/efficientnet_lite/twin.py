@@ -49,7 +49,7 @@ class Inverted(nn.Module):
         self.ends = padding(block.kernel, block.stride)
         self.expand = nn.Conv2d(block.inputs, wide, 1) if block.expand > 1 else None
         self.depthwise = nn.Conv2d(wide, wide, block.kernel, block.stride, groups=wide)
-        self.depthwise.weight.requires_grad_(False)  # they keep what ImageNet taught them
+        self.depthwise.weight.requires_grad_(False)
         self.project = nn.Conv2d(wide, block.outputs, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,12 +63,17 @@ class Inverted(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """[N, 3, H, W], sides multiples of 32, to maps of stride 4, 8, 16 and 32 with 24, 40, 112 and 320 channels."""
+    """[N, 3, H, W], sides multiples of 32, to maps of stride 4, 8, 16 and 32 with 24, 40, 112 and 320 channels.
+
+    What ImageNet taught the depthwise kernels, the stem and the first block stays as it is in training.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, STEM, 3, 2)
         self.blocks = nn.ModuleList([Inverted(block) for block in BLOCKS])
+        for fixed in (self.stem, self.blocks[0]):
+            fixed.requires_grad_(False)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         x = functional.relu6(self.stem(functional.pad(image, (0, 1, 0, 1))))

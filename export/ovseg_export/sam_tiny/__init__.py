@@ -2,6 +2,7 @@
 
 SIZE = 512  # side of the square input frame, pixels
 STRIDE = 32  # pixels of the frame for one token
+WIDE16, WIDE32 = 128, 192  # channels at stride 16 and 32, where there is attention
 DIM = 128  # width of tokens and embedding
 FINE16, FINE8, FINE4 = 32, 16, 8  # channels at stride 16, 8 and 4
 PIXEL = 32  # features of a pixel of stride 4, from which a prompt selects

@@ -33,7 +33,7 @@ class Auxiliary(nn.Module):
             nn.init.constant_(head.bias, -2.0)
         self.features: dict[str, torch.Tensor] = {}
         self.decoded: list[tuple[torch.Tensor, torch.Tensor]] = []
-        places = {"at32": encoder.stages[3], "at16": encoder.mix16, "at8": encoder.mix8, "at4": encoder.mix4}
+        places = {"at32": encoder.context32, "at16": encoder.mix16, "at8": encoder.mix8, "at4": encoder.mix4}
         for name, place in places.items():
             place.register_forward_hook(self._keep(name))
         for layer in layers:

@@ -18,7 +18,10 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
-from . import DIM, FINE4, FINE8, FINE16, LABELS, MASKS, PIXEL, STRIDE
+from ovseg_export.efficientnet_lite import CHANNELS
+from ovseg_export.efficientnet_lite.network import EfficientNetLite0
+
+from . import DIM, FINE4, FINE8, FINE16, LABELS, MASKS, PIXEL, STRIDE, WIDE16, WIDE32
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -26,16 +29,6 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.S
         nn.Conv2D(inputs, outputs, kernel, stride, kernel // 2, bias_attr=False),
         nn.BatchNorm2D(outputs, momentum=0.9),
     )
-
-
-class Residual(nn.Layer):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = conv_bn(channels, channels)
-        self.second = conv_bn(channels, channels)
-
-    def forward(self, x):
-        return functional.relu(x + self.second(functional.relu(self.first(x))))
 
 
 def product(x, linear: nn.Linear):
@@ -98,40 +91,31 @@ class ImageEncoder(nn.Layer):
     stride 4, [4 T, 16, 32], from which a prompt selects.
     """
 
-    def __init__(self, widths=(32, 64, 128, 192), depths=(3, 6, 4, 6)) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(conv_bn(3, 16, 3, 2), nn.ReLU())
-        stages, previous = [], 16
-        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-            block = GlobalBlock if stage == 3 else Residual
-            down = [conv_bn(previous, width, 3, 2), nn.ReLU()]
-            stages.append(nn.Sequential(*down, *[block(width) for _ in range(depth)]))
-            previous = width
-        self.stages = nn.LayerList(stages)
-        self.context16 = nn.Sequential(GlobalBlock(widths[2]), GlobalBlock(widths[2]))
-        self.lateral32, self.lateral16 = nn.Conv2D(widths[3], 128, 1), nn.Conv2D(widths[2], 128, 1)
+        self.trunk = EfficientNetLite0()
+        self.enter16, self.enter32 = nn.Conv2D(CHANNELS[2], WIDE16, 1), nn.Conv2D(CHANNELS[3], WIDE32, 1)
+        self.context16 = nn.Sequential(*[GlobalBlock(WIDE16) for _ in range(2)])
+        self.context32 = nn.Sequential(*[GlobalBlock(WIDE32) for _ in range(6)])
+        self.lateral32, self.lateral16 = nn.Conv2D(WIDE32, 128, 1), nn.Conv2D(WIDE16, 128, 1)
         self.mix16, self.out16 = nn.Sequential(conv_bn(128, 128), nn.ReLU()), nn.Conv2D(128, FINE16, 1)
-        self.out32 = nn.Conv2D(widths[3], DIM, 1)
-        self.lateral8, self.down8 = nn.Conv2D(widths[1], 64, 1), nn.Conv2D(128, 64, 1)
+        self.out32 = nn.Conv2D(WIDE32, DIM, 1)
+        self.lateral8, self.down8 = nn.Conv2D(CHANNELS[1], 64, 1), nn.Conv2D(128, 64, 1)
         self.mix8, self.out8 = nn.Sequential(conv_bn(64, 64), nn.ReLU()), nn.Conv2D(64, FINE8, 1)
-        self.lateral4, self.down4 = nn.Conv2D(widths[0], 32, 1), nn.Conv2D(64, 32, 1)
+        self.lateral4, self.down4 = nn.Conv2D(CHANNELS[0], 32, 1), nn.Conv2D(64, 32, 1)
         self.mix4, self.out4 = nn.Sequential(conv_bn(32, 32), nn.ReLU()), nn.Conv2D(32, FINE4, 1)
 
     def forward(self, image):
-        x = self.stem(image)
-        features = []
-        for place, stage in enumerate(self.stages):
-            x = stage(x)
-            if place == 2:
-                x = self.context16(x)
-            features.append(x)
-        h, w = features[3].shape[2:]
-        at32 = self.out32(features[3]).flatten(2).transpose([0, 2, 1])
-        x = self.mix16(double(self.lateral32(features[3])) + self.lateral16(features[2]))
+        at4, at8, at16, at32 = self.trunk(image)
+        at32 = self.context32(self.enter32(at32))
+        at16 = self.context16(self.enter16(at16))
+        h, w = at32.shape[2:]
+        x = self.mix16(double(self.lateral32(at32)) + self.lateral16(at16))
+        at32 = self.out32(at32).flatten(2).transpose([0, 2, 1])
         at16 = self.out16(x).reshape([-1, FINE16, h, 2, w, 2]).transpose([0, 2, 4, 3, 5, 1])
-        x = self.mix8(double(self.down8(x)) + self.lateral8(features[1]))
+        x = self.mix8(double(self.down8(x)) + self.lateral8(at8))
         at8 = self.out8(x).reshape([-1, FINE8, h, 2, 2, w, 2, 2]).transpose([0, 2, 5, 3, 6, 4, 7, 1])
-        x = self.mix4(double(self.down4(x)) + self.lateral4(features[0]))
+        x = self.mix4(double(self.down4(x)) + self.lateral4(at4))
         return (
             at32,
             at16.reshape([-1, h * w, 4 * FINE16]),

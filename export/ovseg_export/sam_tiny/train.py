@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ..efficientnet_lite import pretrained
 from ..muon import Muon
 from . import MASKS, MEAN, SIZE, STD
 from .auxiliary import INSTANCES, Auxiliary
-from .twin import GlobalBlock, SamTiny
+from .twin import SamTiny
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Phase:
 
 # Small frames first: most of what a promptable segmenter learns does not need resolution. They show a part of the
 # scene, so that things keep their size.
-PHASES = (Phase(0.68, 256, 12, 4, (0.45, 0.9)), Phase(1.01, SIZE, 5, 5, (0.6, 1.3)))
+PHASES = (Phase(0.55, 256, 12, 4, (0.45, 0.9)), Phase(1.01, SIZE, 5, 5, (0.6, 1.3)))
+TRUNK = 0.2  # of the rate, for what was pretrained
 HELD = 0.55  # the share of the time after which the rate is let down
 WARM_UP = 100  # steps
 EMA = 0.998  # decay of the averaged weights, which are the ones that ship
@@ -337,31 +339,29 @@ class Progress:
     step: int = 0
 
 
-def optimisers(*modules: torch.nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices and kernels, AdamW for embeddings, depthwise kernels, normalisations and biases."""
+def optimisers(network: SamTiny, auxiliary: Auxiliary) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices and kernels; AdamW for embeddings, depthwise kernels, normalisations, biases, the trunk."""
     matrices, rest = [], []
-    for module in modules:
+    trunk = [weight for weight in network.encoder.trunk.parameters() if weight.requires_grad]
+    pretrained_modules = set(network.encoder.trunk.modules())
+    for module in (network, auxiliary):
         for owner in module.modules():
+            if owner in pretrained_modules:
+                continue
             dense = isinstance(owner, torch.nn.Linear) or (isinstance(owner, torch.nn.Conv2d) and owner.groups == 1)
             for name, weight in owner.named_parameters(recurse=False):
                 (matrices if dense and name == "weight" else rest).append(weight)
-    return [Muon(matrices, lr=1e-3), torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)]
+    groups = [{"params": rest, "share": 1.0}, {"params": trunk, "share": TRUNK}]
+    return [Muon(matrices, lr=1e-3), torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 @torch.no_grad()
-def start_from(network: SamTiny, weights: Path) -> None:
-    """Take over what an earlier, smaller network learnt; what it did not have begins without effect."""
-    for block in network.modules():
-        if isinstance(block, GlobalBlock):
-            for weight in (block.attention.out.weight, block.down.weight, block.position.weight):
-                weight.zero_()
-    network.decoder.select.weight.zero_()
-    network.decoder.select.bias.zero_()
+def start_from(network: SamTiny, weights: Path | None) -> None:
+    """Take over an earlier training, or the trunk alone as ImageNet taught it."""
+    arrays = dict(np.load(weights)) if weights else {f"encoder.trunk.{k}": v for k, v in pretrained().items()}
     state = network.state_dict()
-    for name, array in np.load(weights).items():
-        whole, part = state[name], here(array)
-        whole.zero_()
-        whole[tuple(slice(side) for side in part.shape)] = part
+    for name, array in arrays.items():
+        state[name].copy_(here(array))
 
 
 class Run:
@@ -373,8 +373,7 @@ class Run:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.checkpoint = out, out / "checkpoint.pt"
         self.network = SamTiny()
-        if weights is not None:
-            start_from(self.network, weights)
+        start_from(self.network, weights)
         self.network.to(memory_format=torch.channels_last)
         self.auxiliary = Auxiliary(self.network)
         self.ema = SamTiny().eval()
@@ -435,7 +434,7 @@ def train(args: argparse.Namespace) -> None:
         fallen = max(0.0, (share - HELD) / (1 - HELD))
         rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen))
         for group in [group for optimiser in run.optimisers for group in optimiser.param_groups]:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)
         batch = [tensor.to(args.device) for tensor in next(loader)]
         loss, seen = step_loss(run.network, run.auxiliary, batch)
         for optimiser in run.optimisers:
