@@ -195,6 +195,19 @@ def test_arrays(compare: Compare) -> None:
     compare(arrays, [ROWS, COUNT], *[[X, [n]] for n in (0, 1, 2)])
 
 
+def written_twice(x: Any) -> Any:
+    """The length that was measured before the first write is the place of an element at the second."""
+    array = paddle.tensor.array_write(x, paddle.zeros([1], "int64"))
+    length = paddle.tensor.array_length(array)
+    for factor in (2.0, 3.0):
+        array = paddle.tensor.array_write(x * factor, length, array)
+    return [paddle.tensor.array_read(array, length), paddle.tensor.array_length(array)]
+
+
+def test_an_array_is_written_twice_at_its_former_end(compare: Compare) -> None:
+    compare(written_twice, [ROWS], [X])
+
+
 def chosen_input(x: Any, n: Any) -> Any:
     """What two conditional blocks of an old program end with."""
     select = paddle.static.nn.control_flow.select_input
