@@ -136,7 +136,7 @@ def read_program(path: str | Path) -> Program:
             f"The program file {path} cannot be read ({error.strerror}).",
             "Check the folder that you export from.",
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ProgramError(
             f"The program file {path} is not valid JSON ({error}).", "Download or save the model again."
         ) from error
@@ -154,7 +154,7 @@ def read_program(path: str | Path) -> Program:
         )
     try:
         return _Reader(path).read(document["program"])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         raise ProgramError(
             f"The program file {path} does not follow the PIR format ({type(error).__name__}: {error}).",
             "Download or save the model again.",

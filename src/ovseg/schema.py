@@ -141,6 +141,7 @@ def _check_growth(text: str) -> None:
     stack: list[tuple[str | None, int]] = [(None, 0)]  # of what is open: anchor, and nodes up to here
     nodes = 0
     for event in yaml.parse(text, Loader=_BaseLoader):
+        mark: Any = event.start_mark
         if isinstance(event, yaml.CollectionStartEvent):
             stack.append((event.anchor, nodes))
             nodes += 1
@@ -153,4 +154,4 @@ def _check_growth(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             nodes += sizes.get(event.anchor, _MOST_NODES)  # not whole yet: it holds itself
         if len(stack) > _MOST_LEVELS or nodes > _MOST_NODES:
-            raise yaml.MarkedYAMLError(problem="it is nested too deeply or without end", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem="it is nested too deeply or without end", problem_mark=mark)
