@@ -148,9 +148,12 @@ def selections(x: Any, i: Any) -> Any:
         paddle.take_along_axis(x, rows, 0, broadcast=False),
         paddle.put_along_axis(x[:3], rows, x[:3, :1], 1, broadcast=False),
         paddle.masked_select(x, x > 0),
+        paddle.masked_select(x, x[:, :1] > 0),
         paddle.nonzero(x > 0),
         paddle.nonzero(x[0] > 0),
         paddle.index_put(x, [i], x[0]),
+        paddle.index_put(x, [x[:, 0] > 0], x[0]),
+        paddle.index_put(x, [x > 0], x[0, :1], accumulate=True),
         paddle.index_put(x, [i, i % 3], x[:3, 1], accumulate=True),
         paddle.repeat_interleave(x[:3], i + 1, axis=0),
     ]
@@ -172,6 +175,7 @@ def sorting(x: Any) -> Any:
         x.argsort(0),
         x.argsort(1, descending=True),
         ties.argsort(0, stable=True),
+        x.sum().argsort(),
         x.astype("int64").sort(0),
     ]
 
