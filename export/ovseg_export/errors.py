@@ -6,7 +6,7 @@ import errno
 
 from ovseg.errors import ModelError, OvsError
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Numbers of an `OSError` by which a disk takes no more; `export.export_model` says which disk."""
 
 

@@ -152,7 +152,7 @@ def _beside(out_dir: Path) -> Iterator[Path]:
 
     Raises:
         SaveError: it cannot be made, or the disk is full.
-        ModelError: the memory is.
+        ModelError: the memory is, or a file cannot be read.
 
     """
     try:
@@ -166,11 +166,15 @@ def _beside(out_dir: Path) -> Iterator[Path]:
     try:
         yield scratch
     except OSError as failure:
-        if failure.errno not in NO_ROOM:
+        if failure.errno in NO_ROOM:
+            raise SaveError(
+                f"The export cannot be written in {out_dir.parent}: {failure.strerror}.",
+                "Free some space or give a folder on another disk.",
+            ) from failure
+        if failure.filename is None:
             raise
-        raise SaveError(
-            f"The export cannot be written in {out_dir.parent}: {failure.strerror}.",
-            "Free some space or give a folder on another disk.",
+        raise ModelError(
+            f"{failure.filename} cannot be used: {failure.strerror}.", "Check that it is there and may be read."
         ) from failure
     except MemoryError as failure:
         raise ModelError("The export needs more memory than there is.", "Use a machine with more.") from failure

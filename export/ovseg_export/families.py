@@ -10,7 +10,7 @@ from ovseg import schema
 from ovseg.errors import ModelError
 from ovseg.model_folder import FAMILIES as PIPELINES
 from ovseg.zoo import load_zoo, shipped_zoo
-from ovseg_export.program import Program
+from ovseg_export.program import Port, Program
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,14 @@ def recognise(config: Mapping[str, Any], where: str, name: str | None = None) ->
     """
     entry = config.get("Global")
     stated = entry.get("model_name") if isinstance(entry, dict) else None
+    stated = stated if isinstance(stated, str) else None
     arch = config.get("arch")
     called, described = _family_of_name(name), _family_of_name(stated)
     possible = [described] if described else _families_of_arch(config)
     if not possible and called is None:
         raise ModelError(
-            f"{where} describes the model {schema.shown(stated)} with arch {schema.shown(arch)}, which is of no family that ovseg runs.",
+            f"{where} describes the model {schema.shown(stated)} with arch {schema.shown(arch)}, "
+            "which is of no family that ovseg runs.",
             "Families: " + ", ".join(FAMILIES) + ".",
         )
     official = load_zoo(shipped_zoo())
@@ -172,11 +174,14 @@ def input_names(family: Family, program: Program, where: str) -> dict[str, str]:
             if len(ports) != 1:
                 raise _wrong_ports(family, where, "inputs", list(names))
             names = {ports[0].name: "image"}
+        ranks = {"image": 4, "im_shape": 2, "scale_factor": 2}
+        if any(port.value.rank != ranks.get(names[port.name]) for port in ports):
+            raise _wrong_ports(family, where, "inputs", _shown_ports(ports))
         return names
     by_rank = {port.value.rank: port.name for port in ports}
     prompts = {2: "boxes", 3: "points"}.get(sum(by_rank) - 4)
     if len(ports) != 2 or 4 not in by_rank or prompts is None:
-        raise _wrong_ports(family, where, "inputs", [f"{port.name} {list(port.value.shape)}" for port in ports])
+        raise _wrong_ports(family, where, "inputs", _shown_ports(ports))
     return {port.name: "image" if port.value.rank == 4 else prompts for port in ports}
 
 
@@ -261,7 +266,7 @@ def read_preprocess(family: Family, config: Mapping[str, Any], where: str) -> di
             if stride not in (-1, 0):  # no padding
                 facts["pad_stride"] = _whole(stride, where, "PadStride.stride")
         elif kind not in ("Permute", "ToCHWImage"):
-            raise ModelError(f"{where}: the preprocessing step {kind!r} is not known.", "Report it.")
+            raise ModelError(f"{where}: the preprocessing step {schema.shown(kind)} is not known.", "Report it.")
     for key in ("size", "mean"):
         if key not in facts:
             missing = "Resize" if key == "size" else "NormalizeImage"
@@ -323,7 +328,7 @@ def read_postprocess(config: Mapping[str, Any]) -> dict[str, Any]:
     if schema.is_number(config.get("draw_threshold")):
         facts["draw_threshold"] = config["draw_threshold"]
     if isinstance(config.get("NMS"), dict):
-        facts["nms"] = dict(config["NMS"])
+        facts["nms"] = {str(k): v for k, v in config["NMS"].items() if isinstance(v, str | int | float)}
     post = config.get("PostProcess")
     if isinstance(post, dict) and "NormalizeFeatures" in post:
         facts["normalize_features"] = True
@@ -344,6 +349,10 @@ def _need(config: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
 
 def _wrong_key(where: str, key: str, value: object, expected: str) -> ModelError:
     return ModelError(f"{where}: {key} is {schema.shown(value)}, not {expected}.", "Correct it.")
+
+
+def _shown_ports(ports: Sequence[Port]) -> list[str]:
+    return [f"{port.name} {list(port.value.shape)}" for port in ports]
 
 
 def _wrong_ports(family: Family, where: str, kind: str, found: Sequence[str]) -> ModelError:

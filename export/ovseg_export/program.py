@@ -232,7 +232,7 @@ def _value(number: int, described: dict[str, Any]) -> Value:
     if kind in ("t_dtensor", "t_dense_tensor_array"):
         element, shape = described["D"][0], described["D"][1]
         dtype = _DTYPES[element["#"].partition(".")[2]]
-        return Value(number, dtype, tuple(shape), "tensor" if kind == "t_dtensor" else "array")
+        return Value(number, dtype, tuple(int(size) for size in shape), "tensor" if kind == "t_dtensor" else "array")
     if kind == "t_vec":
         return Value(number, "", (), "vector", tuple(_value(number, item) for item in described["D"]))
     if described["#"] == "NULL":  # a result that the operator does not fill in

@@ -83,7 +83,7 @@ def _locate(source: str, say: Say, progress: Progress | None) -> tuple[Path, str
     if path.is_file() and not is_archive(path):
         raise ModelError(f"{path} is no archive.", "Give the folder that holds the model, or an archive of it.")
     if path.exists():
-        return path, path.name
+        return path, path.absolute().name
     if "/" in source or "\\" in source or path.suffix in (".tar", ".gz", ".tgz", ".zip", ".json", ".pdmodel"):
         raise ModelError(f"There is no file or folder {source}.", "Check the path.")
     spec = model_spec(source)

@@ -295,6 +295,13 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str, built: Path, t
     assert left(tmp_path) == ["taken"] and left(tmp_path / "taken") == ["work"]
 
 
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs a file that is none")
+def test_a_source_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="/dev/null cannot be used: Not a directory"):
+        export_model("/dev/null", tmp_path / "out")
+    assert left(tmp_path) == []
+
+
 def test_the_working_folder_is_not_replaced(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

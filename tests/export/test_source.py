@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import math
 import re
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from file_server import FileServer, tar_of, write_zoo
 from ovseg_export import families
+from ovseg_export.program import Port, Program, Value
 from ovseg_export.source import open_source
 
 from ovseg.errors import DownloadError, ModelError, OvsError
@@ -264,3 +266,18 @@ def test_statistics_of_sam_are_checked_too() -> None:
     config = {"Processor": {"size": 64, "std": [1, 1, math.inf]}}
     with pytest.raises(ModelError, match=r"inference.yml: Processor.std is \[1, 1, inf\]"):
         families.read_preprocess(families.FAMILIES["sam"], config, "inference.yml")
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"image": (-1, 3, -1, -1), "im_id": (1,)}, {"x": (1, 10)}, {"image": (-1, 3, 8, 8), "im_shape": (2,)}]
+)
+def test_inputs_that_no_family_has_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
+    ports = tuple(Port(name, Value(i, "float32", shape)) for i, (name, shape) in enumerate(shapes.items()))
+    with pytest.raises(ModelError, match=f"has {len(shapes)} inputs") as error:
+        families.input_names(families.FAMILIES["picodet"], Program((), ports, (), {}), "x.tar: inference.yml")
+    assert "x.tar" in error.value.cause
+
+
+def test_what_model_yaml_cannot_say_is_left_out() -> None:
+    config = {"NMS": {"name": "MultiClassNMS", "keep_top_k": 100, "since": datetime.date(2026, 1, 1)}}
+    assert families.read_postprocess(config) == {"nms": {"name": "MultiClassNMS", "keep_top_k": 100}}

@@ -84,7 +84,7 @@ def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, ops
     def lower(graph: Graph, op: Op) -> None:
         try:
             _lower(graph, op)
-        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
             raise ProgramError(
                 f"{op.location} is not written as Paddle writes it ({type(error).__name__}: {error}).",
                 "Download or save the model again; report the model if that does not help.",
