@@ -25,6 +25,8 @@ import numpy as np
 OLDEST, TOO_NEW = (3, 0), (3, 3)
 """Versions of Paddle that can host: 3.3 fails in oneDNN inference, before 3.0 there is no PIR program."""
 INSTALL = 'Run `pip install "ovseg[export]"`.'
+_BLOCKS = {"conditional_block", "while"}
+"""Operators that Paddle translates although it calls them unknown."""
 _WRONG_PASS = "matmul_v2_scale_fuse_pass"
 """An optimisation of `.pdmodel` programs that multiplies a weight once for each product that reads it."""
 
@@ -208,12 +210,16 @@ class _Worker:
 
         old = core.ProgramDesc(Path(program).read_bytes())
         blocks = [old.block(index) for index in range(old.num_blocks())]
-        unknown = set(core.pir.check_unregistered_ops(old))
-        if unknown:
-            return {"unknown": {name: _places(blocks, name) for name in sorted(unknown)}}
+        unknown = {name: _places(blocks, name) for name in core.pir.check_unregistered_ops(old) if name not in _BLOCKS}
         for block in blocks:
             _align_shape_lists(block)
-        core.serialize_pir_program(paddle.pir.translate_to_pir(old), target)
+        try:
+            program = paddle.pir.translate_to_pir(old)
+        except Exception:
+            if unknown:
+                return {"unknown": unknown}
+            raise
+        core.serialize_pir_program(program, target)
         with Path(target).open("ab") as stream:  # Paddle keeps silent when the disk is full
             stream.write(b"\n")
         return {}
