@@ -2,9 +2,9 @@
 
 python -m ovseg_export.paddle_forms SAM-tiny work/SAM-tiny
 
-The weights are those of the ONNX files that ship. A network of the same class with random weights is converted once, so
-that each parameter is recognised among the initializers by its values, and gets what the shipped file has there. SAM-tiny,
-whose conversion folds products of parameters, is made of its `weights.npz`, which a checkout has and an install has not.
+The weights are those of the ONNX files that ship. A network of the same class with random weights is converted once,
+so that each parameter is recognised among the initializers by its values, and gets what the shipped file has there.
+SAM-tiny, whose conversion folds products of parameters, is made of its `weights.npz`, which only a checkout has.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def save_sam(name: str, out: Path) -> None:
         raise FileNotFoundError(f"{weights} is missing: it is part of a checkout, not of an install")
     inputs = [
         InputSpec([1, 3, sam_tiny.SIZE, sam_tiny.SIZE], "float32", "image"),
-        InputSpec([None, 4], "float32", "boxes"),
+        # PaddleX hands over image and boxes in this order, and a program sorts its inputs by name.
+        InputSpec([None, 4], "float32", "prompt"),
     ]
     config = {"Global": {"model_name": "SAM-H_box"}, "Processor": dict(find_model(name).preprocess)}
     save(BoxSam(load_network(weights)), inputs, config, out)

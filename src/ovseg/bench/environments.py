@@ -47,7 +47,9 @@ PEERS: Mapping[str, Peer] = {
         "PaddleX", ("paddlex[cv]==3.7.2", "paddlepaddle==3.2.2"), ("paddlex", "paddle"), "paddlex_side", True
     ),
     "paddle": Peer("Paddle", ("paddlepaddle==3.2.2", "setuptools"), ("paddle",), "paddle_side", True),
-    "torch": Peer("PyTorch", ("torch>=2.6", "onnx2torch>=1.5.15"), ("torch", "onnx2torch", "onnx"), "torch_side", False),
+    "torch": Peer(
+        "PyTorch", ("torch>=2.6", "onnx2torch>=1.5.15"), ("torch", "onnx2torch", "onnx"), "torch_side", False
+    ),
     "openvino": Peer("OpenVINO", ("openvino>=2025.0",), ("openvino", "numpy"), "openvino_side", False),
 }
 

@@ -43,7 +43,9 @@ def gpu_query(what: str) -> list[str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    done = subprocess.run([tool, f"--query-gpu={what}", "--format=csv,noheader,nounits"], capture_output=True, text=True)
+    done = subprocess.run(
+        [tool, f"--query-gpu={what}", "--format=csv,noheader,nounits"], capture_output=True, text=True
+    )
     return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
 
 

@@ -214,7 +214,7 @@ class _Comparison:
             for stage in stages
         }
         expected = sides[OURS].found
-        # Sums of rounded products differ in their last digits, which moves the edge of a mask by a pixel here and there.
+        # Sums of rounded products differ in their last digits, which moves a pixel of a mask's edge here and there.
         row["same"] = {
             name: abs(side.found - expected) <= 0.005 * abs(expected)
             for name, side in sides.items()

@@ -1,1 +1,1 @@
-"""The sides of a comparison, each for an interpreter of its own; `serve.py` is the script. Nothing imports these files."""
+"""The sides of a comparison, for interpreters of their own; `serve.py` is the script. Nothing imports these files."""

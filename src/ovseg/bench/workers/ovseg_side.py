@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import onnxruntime
-from serve import CLOCKS, Clocks, now
+from serve import CLOCKS, Clocks, now  # beside this file, which is a script
 
 import ovseg.pipelines.base
 from ovseg import create_pipeline
@@ -25,6 +25,7 @@ from ovseg.pipelines.segmenter import Segmenter
 from ovseg.stages.prompts import parse_boxes
 
 Call = Callable[[int], float]
+Run = tuple[Any, list[str], dict[str, np.ndarray]]
 INSTANCES = 20  # are kept of a model that finds nothing with its own threshold, such as one of random weights
 
 
@@ -33,14 +34,14 @@ class Watch:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Clocks, Clocks]] = []
-        self.runs: list[tuple[Any, list[str], dict[str, np.ndarray]]] | None = None
+        self.runs: list[Run] | None = None
 
     def install(self) -> None:
         """Watch ONNX Runtime's sessions, by whichever way they are run, and the pipelines' reading."""
         session = onnxruntime.InferenceSession
         for way in ("run", "run_with_iobinding"):
             setattr(session, way, self._watched(getattr(session, way)))
-        reading = ovseg.pipelines.base.read_images
+        reading = read_images
 
         def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
             images = reading(*arguments, **options)
@@ -53,7 +54,7 @@ class Watch:
                 self.events.append(("read", start, now()))
                 yield image
 
-        ovseg.pipelines.base.read_images = watched  # type: ignore[assignment]
+        setattr(ovseg.pipelines.base, "read_images", watched)  # noqa: B010 - the name is not that module's own
 
     def _watched(self, run: Any) -> Any:
         @functools.wraps(run)
@@ -89,7 +90,7 @@ class Side:
         return found
 
     def stages(self) -> dict[str, dict[str, float]]:
-        """Seconds of the last call: what comes before the last run of a session is preprocessing, what follows is not."""
+        """Seconds of the last call; what comes before the last run of a session is preprocessing."""
         begin, end = self._span
         last = max((after for kind, _, after in self._watch.events if kind == "session"), default=begin)
         found: dict[str, dict[str, float]] = {}
@@ -107,7 +108,8 @@ class Side:
 
     def record(self, batch: int, folder: str) -> list[dict[str, Any]]:
         """Run once and write what the sessions are given; return model, outputs and file of each run."""
-        self._watch.runs = runs = []
+        runs: list[Run] = []
+        self._watch.runs = runs
         self.call(batch)
         self._watch.runs = None
         found = []

@@ -30,7 +30,7 @@ class Side:
         for run in runs:
             feeds = dict(np.load(run["feeds"]))
             if "point_coords" in feeds:  # the corners of boxes
-                feeds["boxes"] = feeds["point_coords"].reshape(-1, 4)
+                feeds["prompt"] = feeds["point_coords"].reshape(-1, 4)
             known |= feeds
             if len(names) == 1 and len(feeds) == 1:
                 images.append(list(feeds.values()))
