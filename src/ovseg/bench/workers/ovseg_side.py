@@ -25,6 +25,7 @@ from ovseg.pipelines.segmenter import Segmenter
 from ovseg.stages.prompts import parse_boxes
 
 Call = Callable[[int], float]
+Event = tuple[str, Clocks, Clocks]
 Run = tuple[Any, list[str], dict[str, np.ndarray]]
 INSTANCES = 20  # are kept of a model that finds nothing with its own threshold, such as one of random weights
 
@@ -33,7 +34,7 @@ class Watch:
     """Where the time of a call goes: it is told when an image is read and when a session runs."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[str, Clocks, Clocks]] = []
+        self.events: list[Event] | None = None
         self.runs: list[Run] | None = None
 
     def install(self) -> None:
@@ -51,7 +52,8 @@ class Watch:
                     image = next(images)
                 except StopIteration:
                     return
-                self.events.append(("read", start, now()))
+                if self.events is not None:
+                    self.events.append(("read", start, now()))
                 yield image
 
         setattr(ovseg.pipelines.base, "read_images", watched)  # noqa: B010 - the name is not that module's own
@@ -62,6 +64,8 @@ class Watch:
             if self.runs is not None:
                 names, feeds = arguments[:2]
                 self.runs.append((session, list(names), {name: np.array(array) for name, array in feeds.items()}))
+            if self.events is None:
+                return run(session, *arguments, **options)
             start = now()
             outputs = run(session, *arguments, **options)
             self.events.append(("session", start, now()))
@@ -71,33 +75,31 @@ class Watch:
 
 
 class Side:
-    """A call that is watched.
+    """Something of ours.
 
     Attributes:
+        call: runs it once with a batch; returns a number that tells whether others find the same.
         settings: what the other sides must use as well.
     """
 
     def __init__(self, call: Call, watch: Watch, settings: dict[str, Any]) -> None:
-        self._call, self._watch, self.settings = call, watch, settings
-        self._span: tuple[Clocks, Clocks] = (now(), now())
+        self._watch, self.settings = watch, settings
+        self.call = call
 
-    def call(self, batch: int) -> float:
-        """Run once; return a number that tells whether others find the same."""
-        self._watch.events.clear()
-        start = now()
-        found = self._call(batch)
-        self._span = start, now()
-        return found
-
-    def stages(self) -> dict[str, dict[str, float]]:
-        """Seconds of the last call; what comes before the last run of a session is preprocessing."""
-        begin, end = self._span
-        last = max((after for kind, _, after in self._watch.events if kind == "session"), default=begin)
+    def stages(self, batch: int) -> dict[str, dict[str, float]]:
+        """Seconds of a call by stage; what comes before the last run of a session is preprocessing."""
+        events: list[Event] = []
+        self._watch.events = events
+        begin = now()
+        self.call(batch)
+        end = now()
+        self._watch.events = None
+        last = max((after for kind, _, after in events if kind == "session"), default=begin)
         found: dict[str, dict[str, float]] = {}
         for clock, name in enumerate(CLOCKS):
             spent = dict.fromkeys(("read", "session"), 0.0)
             late = 0.0
-            for kind, start, after in self._watch.events:
+            for kind, start, after in events:
                 spent[kind] += after[clock] - start[clock]
                 late += (after[clock] - start[clock]) * (start >= last)
             spent["postprocess"] = end[clock] - last[clock] - late

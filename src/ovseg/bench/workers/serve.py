@@ -50,15 +50,13 @@ def turn(side: Any, batch: int, seconds: float) -> dict[str, Any]:
     if time.perf_counter() - start < seconds:
         start = time.perf_counter()
     taken: list[dict[str, float]] = []
-    stages: list[dict[str, dict[str, float]]] = []
     while not taken or time.perf_counter() - start < seconds:
         begin = now()
         side.call(batch)
         taken.append(since(begin))
-        if hasattr(side, "stages"):
-            stages.append(side.stages())
     found: dict[str, Any] = {clock: statistics.median(one[clock] for one in taken) for clock in CLOCKS}
-    if stages:
+    if hasattr(side, "stages"):  # in calls of their own, since to watch takes time too
+        stages = [side.stages(batch) for _ in taken[:5]]
         found["stages"] = {
             stage: {clock: statistics.median(one[stage][clock] for one in stages) for clock in CLOCKS}
             for stage in stages[0]
