@@ -25,7 +25,7 @@ def test_every_model_that_ships_is_a_subject() -> None:
 
 def test_a_run_compares_ours_with_the_bare_session(tmp_path: Path) -> None:
     plan = measure.Plan(
-        pipelines=["open_vocabulary_segmentation"], rounds=2, seconds=0.01, starts=1, threads=1, batches=(1, 2)
+        pipelines=["open_vocabulary_segmentation"], rounds=3, seconds=0.01, starts=1, threads=1, batches=(1, 2)
     )
     said: list[str] = []
     found = measure.run(plan, said.append)
@@ -89,8 +89,11 @@ def test_an_error_of_a_side_is_raised_here(tmp_path: Path) -> None:
 
 
 def test_a_side_that_ends_by_itself_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SideFailure, match="No such file"):
-        Side("a side", Path(sys.executable), "no_side", {"device": "cpu", "threads": 1}, tmp_path / "absent")
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\necho first >&2\necho out of everything >&2\nexit 3\n")
+    dying.chmod(0o755)
+    with pytest.raises(SideFailure, match="Something ended with the status 3: out of everything"):
+        Side("Something", dying, "no_side", {"device": "cpu", "threads": 1}, tmp_path)
 
 
 def test_a_device_that_is_not_there_is_no_result() -> None:

@@ -42,6 +42,9 @@ class Watch:
         session = onnxruntime.InferenceSession
         for way in ("run", "run_with_iobinding"):
             setattr(session, way, self._watched(getattr(session, way)))
+        binding = onnxruntime.IOBinding
+        for way in ("bind_cpu_input", "bind_ortvalue_input", "bind_output"):
+            setattr(binding, way, self._noted(getattr(binding, way)))
         reading = read_images
 
         def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
@@ -58,12 +61,31 @@ class Watch:
 
         setattr(ovseg.pipelines.base, "read_images", watched)  # noqa: B010 - the name is not that module's own
 
+    def _noted(self, bind: Any) -> Any:
+        """While runs are recorded, keep on a binding what is bound to it: it does not tell."""
+
+        @functools.wraps(bind)
+        def noted(binding: Any, name: str, *value: Any) -> Any:
+            if self.runs is not None:
+                feeds, names = binding.__dict__.setdefault("noted", ({}, []))
+                if bind.__name__ == "bind_output":
+                    names.append(name)
+                else:
+                    feeds[name] = value[0]
+            return bind(binding, name, *value)
+
+        return noted
+
     def _watched(self, run: Any) -> Any:
         @functools.wraps(run)
         def watched(session: Any, *arguments: Any, **options: Any) -> Any:
             if self.runs is not None:
-                names, feeds = arguments[:2]
-                self.runs.append((session, list(names), {name: np.array(array) for name, array in feeds.items()}))
+                if run.__name__ == "run":
+                    names, feeds = arguments[:2]
+                else:
+                    feeds, names = arguments[0].noted
+                arrays = {name: _array(value) for name, value in feeds.items()}
+                self.runs.append((session, list(names), arrays))
             if self.events is None:
                 return run(session, *arguments, **options)
             start = now()
@@ -72,6 +94,11 @@ class Watch:
             return outputs
 
         return watched
+
+
+def _array(value: Any) -> np.ndarray:
+    """A copy of an array, or of a tensor of ONNX Runtime."""
+    return np.array(value) if isinstance(value, np.ndarray) else np.asarray(value.numpy())
 
 
 class Side:
