@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,3 +109,23 @@ def test_quartiles_are_those_of_numpy() -> None:
     found = measure.spread(values)
     assert list(found.values()) == pytest.approx(np.percentile(values, [50, 25, 75]))
     assert measure.spread([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
+
+
+def test_a_session_that_is_run_by_binding_is_recorded() -> None:
+    program = (
+        "import sys, numpy as np, onnxruntime as ort; sys.path.insert(0, sys.argv[1]); import ovseg_side\n"
+        "from ovseg.doctor import PROBE\n"
+        "watch = ovseg_side.Watch(); watch.install(); watch.runs = []\n"
+        "session, x = ort.InferenceSession(PROBE), np.arange(6, dtype=np.float32).reshape(2, 3)\n"
+        "binding = session.io_binding(); binding.bind_cpu_input('x', x); binding.bind_output('y', 'cpu')\n"
+        "session.run_with_iobinding(binding)\n"
+        "binding = session.io_binding(); binding.bind_output('y', 'cpu')\n"
+        "binding.bind_ortvalue_input('x', ort.OrtValue.ortvalue_from_numpy(x))\n"
+        "session.run_with_iobinding(binding)\n"
+        "session.run(['y'], {'x': x})\n"
+        "assert [names for _, names, _ in watch.runs] == [['y']] * 3\n"
+        "assert all((feeds['x'] == x).all() for _, _, feeds in watch.runs)\n"
+    )
+    workers = Path(measure.__file__).with_name("workers")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", program, str(workers)], check=True, env=environment)
