@@ -99,7 +99,7 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
     }
     if any(PEERS[name].archives for name in peers):
         forms.require_export_stage()
-    found: dict[str, Any] = {"machine": machine.facts(), "plan": asdict(plan), "rows": [], "starts": [], "notes": []}
+    found: dict[str, Any] = {"machine": machine.facts(), "plan": _shown(plan), "rows": [], "starts": [], "notes": []}
     choice = choose(plan.pipelines, _stand_in(plan.pipelines, say))
     found["notes"] += choice.missing
     for subject, device in itertools.product(choice.subjects, plan.devices):
@@ -108,6 +108,11 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
             chosen = peers if device == "cpu" else {}
             _Comparison(plan, subject, device, chosen, Path(scratch), found).measure()
     return found
+
+
+def _shown(plan: Plan) -> dict[str, Any]:
+    """The plan without the interpreters, which are elsewhere on another machine."""
+    return {key: value for key, value in asdict(plan).items() if key != "environments"}
 
 
 def _stand_in(pipelines: Sequence[str], say: Say) -> Path | None:
