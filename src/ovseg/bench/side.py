@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,9 @@ class Side:
         place.write_text(json.dumps(request), encoding="utf-8")
         environment = os.environ | dict.fromkeys(_THREADS, str(request["threads"]))
         environment |= {"PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK": "True", "GLOG_minloglevel": "2"}
+        environment.pop("PYTHONPATH", None)  # an environment of its own is its own
+        if python == Path(sys.executable):
+            environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         before = None if request["device"] == "cpu" else device_memory()
         started = time.perf_counter()
         with self._errors.open("w") as log:
