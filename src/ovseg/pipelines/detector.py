@@ -11,7 +11,7 @@ import numpy as np
 from ..device import Device
 from ..errors import ModelError
 from ..session import Session
-from ..stages.detection import class_thresholds, clip_boxes, prepare, read_preprocessing
+from ..stages.detection import class_thresholds, clip_boxes, prepare, read_preprocessing, stacked
 from ..zoo import ModelFolder
 
 
@@ -81,7 +81,7 @@ class Detector:
         """
         prepared = [prepare(image, self._preprocessing) for image in pixels]
         feeds = {
-            name: np.stack([getattr(item, name) for item in prepared]).astype(tensor.dtype, copy=False)
+            name: stacked([getattr(item, name) for item in prepared], tensor.dtype)
             for name, tensor in self._inputs.items()
         }
         found = self._session.run(feeds, ("boxes", "counts"))

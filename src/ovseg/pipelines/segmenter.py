@@ -12,7 +12,7 @@ from ..device import Device
 from ..errors import ModelError
 from ..schema import is_number
 from ..session import Session
-from ..stages.detection import class_thresholds, clip_boxes, prepare, read_preprocessing
+from ..stages.detection import class_thresholds, clip_boxes, prepare, read_preprocessing, stacked
 from ..stages.masks import binary_masks, mask_boxes, paste_into_boxes, resize_masks
 from ..zoo import ModelFolder
 
@@ -89,7 +89,7 @@ class Segmenter:
         """
         prepared = [prepare(image, self._preprocessing) for image in pixels]
         feeds = {
-            name: np.stack([getattr(item, name) for item in prepared]).astype(tensor.dtype, copy=False)
+            name: stacked([getattr(item, name) for item in prepared], tensor.dtype)
             for name, tensor in self._inputs.items()
         }
         found = self._session.run(feeds, self._outputs)

@@ -134,7 +134,8 @@ def prepare(pixels: np.ndarray, preprocessing: Preprocessing) -> Prepared:
     if (rows, columns) != (height, width):
         source = cv2.resize(source, (columns, rows), interpolation=preprocessing.interpolation)
     stride = preprocessing.stride
-    padded = np.zeros((3, rows + -rows % stride, columns + -columns % stride), dtype=np.float32)
+    shape = (3, rows + -rows % stride, columns + -columns % stride)
+    padded = np.empty(shape, dtype=np.float32) if shape[1:] == (rows, columns) else np.zeros(shape, dtype=np.float32)
     for channel, (mean, std) in enumerate(zip(preprocessing.mean, preprocessing.std, strict=True)):
         # A product and a sum, in PaddleX's order, so that the last bit is the same as well.
         plane = padded[channel, :rows, :columns]
@@ -145,6 +146,12 @@ def prepare(pixels: np.ndarray, preprocessing: Preprocessing) -> Prepared:
         np.array([rows, columns], dtype=np.float32),
         np.array([rows / height, columns / width], dtype=np.float32),
     )
+
+
+def stacked(arrays: Sequence[np.ndarray], dtype: np.dtype[Any]) -> np.ndarray:
+    """Return arrays of one shape as a batch of a type; a single one of that type is not copied."""
+    batch = arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+    return batch.astype(dtype, copy=False)
 
 
 def parse_threshold(
