@@ -177,6 +177,16 @@ def resolve_device(
     return Device(kind, int(main_id), tuple(chosen), named)
 
 
+def device_text(device: Device) -> str | None:
+    """Return the device string that a device of `resolve_device` stands for; None for `auto`."""
+    if not device.named:
+        return None
+    row = _DEVICES.get(device.kind)
+    if row is not None and row.parts:
+        return f"{device.kind}:{device.providers[0].options.get('device_type', row.parts[0]).lower()}"
+    return f"{device.kind}:{device.index}" if row is not None and row.indexed else device.kind
+
+
 def known_providers() -> dict[str, tuple[str, str]]:
     """Each provider that has a device string, with that string and what `pip install` takes to bring it."""
     return {CPU: ("cpu", _DEVICES["cpu"].requirement)} | {

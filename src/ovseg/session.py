@@ -229,15 +229,15 @@ class Session:
     def _failed(self, feeds: Mapping[str, Tensor], error: Exception) -> RunError:
         """Build the error of a run, which says what the model was given."""
         given = ", ".join(f"{name} {dtype}{list(shape)}" for name, (dtype, shape) in _described(feeds).items())
+        elsewhere = "" if self.device.kind == "cpu" else ', or use device="cpu" (--device cpu)'
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             return RunError(
                 f"{self._label} failed on {self.providers[0]} with {given}: {one_line(error)}.",
-                "Set OVSEG_DEBUG=1 to see ONNX Runtime's log.",
+                f"Set OVSEG_DEBUG=1 to see ONNX Runtime's log{elsewhere}.",
             )
         free = [info.name for info in self.inputs if info.shape and not isinstance(info.shape[0], int)]
         batch = max((_described(feeds)[name][1][0] for name in free), default=1)
         smaller = f"Use a batch of less than {batch} (batch_size, prompt_batch), or" if batch > 1 else "Give it"
-        elsewhere = "" if self.device.kind == "cpu" else ', or use device="cpu" (--device cpu)'
         where = f"{self.providers[0]} with a batch of {batch}" if free else self.providers[0]
         return RunError(
             f"{self._label} ran out of memory on {where}, given {given}: {one_line(error)}.",

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import OvsError
 
 # Sub-commands, each a module of this package with a `register(app)` function.
-COMMANDS = ("run", "serve", "eval", "demo", "models", "export", "config", "index", "doctor")
+COMMANDS = ("run", "serve", "eval", "demo", "models", "export", "config", "index", "doctor", "tune")
 
 
 def with_dashes(argv: list[str]) -> list[str]:
