@@ -49,10 +49,10 @@ _LARGE = 1_000_000_000  # bytes of a model whose activations are gigabytes too
 _DML = "DmlExecutionProvider"
 # Where a provider keeps tensors, as ONNX Runtime names it; the others keep them in the memory of the CPU.
 _MEMORIES = {CUDA: "cuda", TENSORRT: "cuda", "CANNExecutionProvider": "cann", _DML: "dml"}
-# Threads of a session that wait for work spin this long before they sleep. ONNX Runtime's own spinning is a hundred
-# times as long: where another session, thread or process wants the core, it is lost to both.
+# Threads of a session that wait for work spin this long before they sleep. ONNX Runtime's own default is far longer:
+# where another session, thread or process wants the core, it is lost to both.
 _SPIN_MICROSECONDS = 20
-_SPINS_FOR_A_WHILE = (1, 26)  # the first ONNX Runtime whose spinning has an end
+_SPINS_FOR_A_WHILE = (1, 26)  # the first ONNX Runtime that lets us set how long
 
 _said: set[int] = set()
 
