@@ -27,6 +27,7 @@ CPU = resolve_device("cpu")
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("OVSEG_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tuning, "_SECONDS", 0.2)
+    monkeypatch.setattr(tuning, "_LEAST_ROUNDS", 3)
 
 
 @pytest.fixture
