@@ -18,7 +18,7 @@ LAYERS = (
     ("errors",),
     ("schema", "cache", "runtime", "_decoding", "samples"),
     ("archives", "download", "device", "images"),
-    ("model_folder",),
+    ("engines", "model_folder"),
     ("zoo",),
     ("pull", "session"),
     ("stages",),

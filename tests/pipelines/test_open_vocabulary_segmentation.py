@@ -480,7 +480,7 @@ SubModules:
         encoding="utf-8",
     )
     for names in ({"pipeline": str(path)}, {"pipeline_name": path}, {"config": str(path)}):
-        pipeline = create_pipeline(**names, device="cpu", use_hpip=True, hpi_config={"backend": "x"})
+        pipeline = create_pipeline(**names, device="cpu", engine="paddle", pp_option={"run_mode": "x"})
         assert len(next(pipeline.predict(pixels, BOXES))["masks"]) == 2
     # The model for points is not here, and is asked for only now.
     with pytest.raises(ModelError, match="SAM-H_point is not on this machine"):

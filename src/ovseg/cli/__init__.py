@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import OvsError
 
 # Sub-commands, each a module of this package with a `register(app)` function.
-COMMANDS = ("run", "serve", "eval", "demo", "models", "export", "config", "index", "bench", "doctor")
+COMMANDS = ("run", "serve", "eval", "demo", "models", "export", "config", "index", "bench", "tune", "doctor")
 
 
 def with_dashes(argv: list[str]) -> list[str]:

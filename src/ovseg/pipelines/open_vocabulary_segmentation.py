@@ -273,7 +273,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         return self._loaded(
             folder,
             device,
-            lambda: Embedder(folder, device, batch_size=self._batch, session_options=self._session_options),
+            lambda found, on, options: Embedder(found, on, batch_size=self._batch, session_options=options),
         )
 
     def _everything(
@@ -411,7 +411,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         if isinstance(folder, ModelError):
             raise folder
         return self._loaded(
-            folder, device, lambda: SamModel(folder, device, batch=self._batch, session_options=self._session_options)
+            folder,
+            device,
+            lambda found, on, options: SamModel(found, on, batch=self._batch, session_options=options),
         )
 
     def _embed(self, model: SamModel, pixels: np.ndarray) -> Embedding:
