@@ -37,7 +37,8 @@ def test_crops_overlap_and_cover_the_image() -> None:
 def test_stability_is_the_iou_of_two_thresholds() -> None:
     logits = np.full((10, 10), -5, np.float32)
     logits[:4, :5], logits[4:6, :5] = 5, 0.5
-    assert stability_score(logits, 1.0) == pytest.approx(20 / 30)
+    score = stability_score(logits, 1.0)
+    assert type(score) is float and score == pytest.approx(20 / 30)
     assert stability_score(np.full((4, 4), -5, np.float32), 1.0) == 0.0
 
 

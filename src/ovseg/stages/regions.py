@@ -61,7 +61,7 @@ def stability_score(logits: np.ndarray, offset: float) -> float:
     """
     inner = np.count_nonzero(logits > offset)
     outer = np.count_nonzero(logits > -offset)
-    return inner / outer if outer else 0.0
+    return float(inner / outer) if outer else 0.0
 
 
 def near_crop_edge(box: tuple[int, int, int, int], crop: tuple[int, int, int, int], height: int, width: int) -> bool:
