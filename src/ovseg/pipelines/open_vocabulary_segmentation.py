@@ -456,7 +456,7 @@ class OpenImage:
         """Segment what the prompts show.
 
         Args:
-            prompts: a `Prompt` or a list of them, instead of all that follows.
+            prompts: a `Prompt`, or a dict of its parts, or a list of these, instead of all that follows.
             boxes: [[x1, y1, x2, y2], ...] or an array Nx4, in pixels of the image: a mask for each.
             points: [[x, y], ...] or an array Nx2: a mask for each. A list of such lists: a mask for each
                 list. Beside boxes or masks: the points of the i-th object, [] or None for none.
@@ -476,7 +476,7 @@ class OpenImage:
         elif boxes is not None or points is not None or labels is not None or masks is not None:
             raise PromptError("Prompts were given in two ways.", "Put boxes, points and masks into the Prompt.")
         else:
-            parsed = gather_prompts([prompts] if isinstance(prompts, Prompt) else list(prompts))
+            parsed = gather_prompts(prompts)
         chosen = self._pipeline.mask_format if mask_format is None else check_mask_format(mask_format)
         return self._segment(parsed, multimask, chosen)
 

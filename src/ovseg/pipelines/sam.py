@@ -271,7 +271,7 @@ class _Decoder:
         fitting = [kind for kind, needed in _KINDS.items() if set(needed) <= set(self._inputs)]
         outputs = {tensor.name: tensor for tensor in session.outputs}
         masks = next((name for name in _MASK_OUTPUTS if name in outputs), None)
-        if len(fitting) != 1 or masks is None:
+        if len(fitting) != 1 or masks is None or len(self._inputs.keys() & set(_MASK_INPUTS)) == 1:
             raise self._wrong()
         self.kind = fitting[0]
         self._masks = masks
