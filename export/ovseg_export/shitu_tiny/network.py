@@ -87,10 +87,11 @@ class Det(nn.Layer):
         self.register_buffer("centres", centres)
 
     def forward(self, image: paddle.Tensor, scale_factor: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        maps = [lateral(x) for lateral, x in zip(self.laterals, self.trunk(image)[1:], strict=True)]
-        x = F.relu(self.merges[2](maps[2]))
+        maps = self.trunk(image)
+        x = F.relu(self.merges[2](self.laterals[2](maps[3])))
         for level in (1, 0):
-            x = F.relu(self.merges[level](maps[level] + F.interpolate(x, scale_factor=2, mode="nearest")))
+            x = self.laterals[level](maps[level + 1]) + F.interpolate(x, scale_factor=2, mode="nearest")
+            x = F.relu(self.merges[level](x))
         for tower in self.towers:
             x = F.relu(tower(x))
         logits, sides = paddle.split(self.head(x), [1, 4], axis=1)
