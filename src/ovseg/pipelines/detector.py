@@ -11,7 +11,7 @@ import numpy as np
 from ..device import Device
 from ..errors import ModelError
 from ..session import Session
-from ..stages.detection import class_thresholds, clip_boxes, prepare, read_preprocessing, stacked
+from ..stages.detection import class_thresholds, clip_boxes, prepare, read_preprocessing
 from ..zoo import ModelFolder
 
 
@@ -79,10 +79,9 @@ class Detector:
         Raises:
             ModelError: if the outputs of the model do not fit together.
         """
-        prepared = [prepare(image, self._preprocessing) for image in pixels]
+        prepared = prepare(pixels, self._preprocessing)
         feeds = {
-            name: stacked([getattr(item, name) for item in prepared], tensor.dtype)
-            for name, tensor in self._inputs.items()
+            name: getattr(prepared, name).astype(tensor.dtype, copy=False) for name, tensor in self._inputs.items()
         }
         found = self._session.run(feeds, ("boxes", "counts"))
         rows, ends = found["boxes"], np.cumsum(found["counts"].reshape(-1))

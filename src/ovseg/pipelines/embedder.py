@@ -10,7 +10,7 @@ import numpy as np
 from ..device import Device
 from ..errors import ModelError
 from ..session import Session
-from ..stages.detection import prepare, read_preprocessing, stacked
+from ..stages.detection import prepare, read_preprocessing
 from ..stages.embedding import normalise
 from ..zoo import ModelFolder
 
@@ -65,7 +65,7 @@ class Embedder:
         """
         parts = [np.empty((0, self.dim), np.float32)]
         for start in range(0, len(pixels), self._batch_size):
-            batch = [prepare(image, self._preprocessing).image for image in pixels[start : start + self._batch_size]]
-            feeds = {"image": stacked(batch, self._dtype)}
+            batch = prepare(pixels[start : start + self._batch_size], self._preprocessing).image
+            feeds = {"image": batch.astype(self._dtype, copy=False)}
             parts.append(self._session.run(feeds, ["embedding"])["embedding"].astype(np.float32, copy=False))
         return normalise(np.concatenate(parts))

@@ -12,7 +12,7 @@ from ..device import Device
 from ..errors import ModelError
 from ..schema import is_number
 from ..session import Session
-from ..stages.detection import class_thresholds, clip_boxes, prepare, read_preprocessing, stacked
+from ..stages.detection import class_thresholds, clip_boxes, prepare, read_preprocessing
 from ..stages.masks import binary_masks, mask_boxes, paste_into_boxes, resize_masks
 from ..zoo import ModelFolder
 
@@ -87,10 +87,9 @@ class Segmenter:
         Raises:
             ModelError: if the model finds a class that has no label, or its outputs do not fit together.
         """
-        prepared = [prepare(image, self._preprocessing) for image in pixels]
+        prepared = prepare(pixels, self._preprocessing)
         feeds = {
-            name: stacked([getattr(item, name) for item in prepared], tensor.dtype)
-            for name, tensor in self._inputs.items()
+            name: getattr(prepared, name).astype(tensor.dtype, copy=False) for name, tensor in self._inputs.items()
         }
         found = self._session.run(feeds, self._outputs)
         masks = found[_PASTES[self._paste][0]]
