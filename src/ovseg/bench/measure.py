@@ -40,7 +40,7 @@ class Plan:
         environments: `NAME=PYTHON` for alternatives that need no environment of the suite.
         threads: of each side, on the CPU; 0 for as many as there are CPUs.
         rounds: turns of each side.
-        seconds: of a turn, in which a call that is shorter is repeated.
+        seconds: of a turn by the clock, in which a call that is shorter is repeated.
         starts: fresh processes of each side of a pipeline, for the cold start.
         batches: images or prompts of a call.
         clock: `wall`, or `cpu` for processor time, which other work on the machine does not enter.
@@ -207,7 +207,7 @@ class _Comparison:
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
         for _ in range(self._plan.rounds):
             for name, side in sides.items():
-                turns[name].append(side.turn(batch, self._plan.seconds))
+                turns[name].append(side.turn(batch, self._plan.seconds, self._plan.clock))
                 memory[name] = turns[name][-1]["memory"]
                 if name in PEERS:
                     time.sleep(_SETTLE)

@@ -80,9 +80,9 @@ class Side:
         self.found: float | None = ready["found"]
         self.settings: dict[str, Any] = ready["settings"]
 
-    def turn(self, batch: int, seconds: float) -> dict[str, Any]:
-        """Let it run for some seconds; return the median seconds of a call, by clock, and more."""
-        return self._ask({"batch": batch, "seconds": seconds})
+    def turn(self, batch: int, seconds: float, clock: str) -> dict[str, Any]:
+        """Let it run for some seconds by a clock; return the median seconds of a call, by clock, and more."""
+        return self._ask({"batch": batch, "seconds": seconds, "clock": clock})
 
     def record(self, batch: int, folder: Path) -> list[dict[str, Any]]:
         """Let our side write what its sessions are given."""
