@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from ovseg.device import CPU, CUDA, Provider, resolve_device
+from ovseg import runtime
+from ovseg.device import CPU, CUDA, Provider, no_such_index, resolve_device
 from ovseg.errors import ConfigError, DeviceUnavailable
 
 
@@ -76,6 +77,54 @@ def test_providers_take_the_index_of_the_device():
     assert device.kind == "tensorrt"
     assert device.providers[0].options == {"device_id": "1"}
     assert device.providers[-1].name == CPU
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("openvino", "CPU"), ("openvino:cpu", "CPU"), ("OpenVINO:GPU.1", "GPU.1"), ("openvino:npu", "NPU")],
+)
+def test_part_of_openvino(text, part):
+    device = resolve_device(text)
+    assert (device.kind, device.providers[0].options["device_type"]) == ("openvino", part)
+
+
+@pytest.mark.parametrize("text", ["openvino:", "openvino:0", "openvino:tpu", "openvino:gpu.", "openvino:gpu.x"])
+def test_part_that_openvino_lacks(text):
+    with pytest.raises(ConfigError, match=r"CPU\|GPU\|NPU\|AUTO") as caught:
+        resolve_device(text)
+    assert repr(text) in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"device": "cpu", "providers": [CUDA]},
+        {"device": "gpu", "providers": [CPU]},
+        {"device": "openvino", "providers": ["CoreMLExecutionProvider"]},
+        {"device": "gpu:1", "provider_options": {"device_id": 0}},
+        {"device": "gpu:1", "providers": [(CUDA, {"device_id": 2})]},
+    ],
+)
+def test_contradictions_are_refused(arguments):
+    with pytest.raises(ConfigError, match="Leave one of them out"):
+        resolve_device(**arguments)
+
+
+def test_defaults_give_the_results_of_the_cpu():
+    assert resolve_device("gpu").providers[0].options["use_tf32"] == "0"
+    trt, cuda, _ = resolve_device("tensorrt").providers
+    assert (trt.options["trt_fp16_enable"], cuda.options["use_tf32"]) == ("0", "0")
+    assert resolve_device("npu").providers[0].options["dump_om_model"] == "0"
+
+
+def test_index_that_no_cuda_device_has(monkeypatch):
+    device = resolve_device("gpu:2")
+    assert no_such_index(device) is None or runtime.cuda_devices()
+    monkeypatch.setattr("ovseg.device.cuda_devices", lambda: ("NVIDIA A", "NVIDIA B"))
+    error = no_such_index(device)
+    assert error is not None and "There is no gpu:2" in error.cause and "1 (NVIDIA B)" in error.cause
+    assert no_such_index(resolve_device("gpu:1")) is None
+    assert no_such_index(resolve_device("openvino")) is None
 
 
 def test_provider_that_the_table_lacks_is_passed_on():

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ovseg.device import CPU, CUDA, resolve_device
 from ovseg.errors import ConfigError, DeviceUnavailable, ModelError
-from ovseg.session import RunError, Session, TensorInfo
+from ovseg.session import RunError, Session, TensorInfo, check_fixed
 
 HAS_CUDA = CUDA in onnxruntime.get_available_providers()
 CPU_BUILD = pytest.mark.skipif(HAS_CUDA, reason="holds for the CPU build of ONNX Runtime")
@@ -152,6 +152,53 @@ def test_want_of_memory_tells_shapes_and_prints_nothing(filler, capfd):
     assert caught.value.exit_code == 1
     assert capfd.readouterr() == ("", "")
     assert session.run({"shape": np.array([2, 3])})["filled"].shape == (2, 3)  # the session lives on
+
+
+def test_want_of_memory_tells_the_batch():
+    model = build(
+        [helper.make_node("Expand", ["a", "shape"], ["b"])],
+        [("a", TensorProto.FLOAT, ["n", 1]), ("shape", TensorProto.INT64, [2])],
+        [("b", TensorProto.FLOAT, [None, None])],
+    )
+    with pytest.raises(
+        RunError, match=r"ran out of memory on \w+ with a batch of 8, given a float32\[8, 1\]"
+    ) as caught:
+        Session(model, "cpu").run({"a": np.ones((8, 1), np.float32), "shape": np.array([8, 1 << 40])})
+    assert "less than 8" in caught.value.cure
+
+
+def test_tensors_of_onnxruntime_are_fed_as_arrays_are(linear):
+    session = Session(linear, "cpu")
+    x = np.random.default_rng(0).random((5, 4), dtype=np.float32)
+    arrays = session.run({"x": x})
+    kept = dict(zip("ys", session._run_bound({"x": x}, ["y", "s"]), strict=True))
+    assert all(isinstance(value, onnxruntime.OrtValue) for value in kept.values())
+    np.testing.assert_array_equal(kept["s"].numpy(), arrays["s"])
+    further = Session(build([helper.make_node("Neg", ["a"], ["b"])], [("a", 1, ["n", 3])], [("b", 1, ["n", 3])]), "cpu")
+    np.testing.assert_array_equal(further.run({"a": kept["y"]})["b"], -arrays["y"])
+    with pytest.raises(ConfigError, match=r"'x' .* is float32 \[5, 3\]"):
+        session.run({"x": kept["y"]})
+
+
+def test_results_of_the_cpu_stay_arrays(linear):
+    kept = Session(linear, "cpu").run_resident({"x": np.ones((2, 4), np.float32)}, ["y"])
+    assert isinstance(kept["y"], np.ndarray)
+
+
+def test_a_cuda_graph_wants_fixed_shapes():
+    fixed = TensorInfo("x", np.dtype("float32"), (1, 4))
+    check_fixed("m", [fixed])
+    for shape in ((1, "n"), (None, 4), ()):
+        with pytest.raises(ConfigError, match="'y' of m has no fixed shape"):
+            check_fixed("m", [fixed, TensorInfo("y", np.dtype("float32"), shape)])
+
+
+def test_waiting_threads_do_not_keep_the_cores(linear):
+    options = Session(linear, "cpu")._session.get_session_options()
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 26):
+        assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "20"
+    else:
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_other_failure_while_running():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 from ovseg.errors import ModelError, OvsError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Numbers of an `OSError` by which a disk takes no more; `export.export_model` says which disk."""
 
 
 class ProgramError(ModelError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -22,9 +21,10 @@ from ovseg.download import Progress, file_sha256
 from ovseg.errors import ConfigError, ModelError, SaveError
 from ovseg.model_folder import open_model_folder
 from ovseg.session import Session
-from ovseg.zoo import load_zoo
+from ovseg.zoo import is_name, load_zoo
 from ovseg_export import families, feeds, parity
 from ovseg_export.convert import OPSETS, Converted, convert_program, load
+from ovseg_export.errors import NO_ROOM
 from ovseg_export.families import Family
 from ovseg_export.masks import cut_pasting
 from ovseg_export.paddle_host import require_paddle
@@ -35,7 +35,6 @@ from ovseg_export.split import split_converted
 PRECISIONS = ("fp32", "fp16", "int8")
 
 _CALIBRATION_PICTURES = 32
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 Say = Callable[[str], None]
 Images = str | Path | Sequence[str | Path]
@@ -99,37 +98,49 @@ def export_model(
     """
     say = progress or (lambda message: None)
     out_dir = Path(out_dir)
-    _check_arguments(out_dir, opset, precision)
+    settings = _Settings(name, opset, precision, calibration, images)
+    _check_settings(settings)
+    _check_place(out_dir)
     require_paddle()
     with _beside(out_dir) as scratch:
         with open_source(source, scratch=scratch, say=say, progress=received) as model:
             model = replace(model, origin=origin or model.origin)
             folder = scratch / "folder"
             folder.mkdir(mode=0o755)
-            settings = _Settings(name, opset, precision, calibration, images)
             report = _export(model, folder, scratch, settings, say)
         place = out_dir
         if not report["passed"]:
             if not allow_mismatch:
                 parity.require_parity(report, report["name"])
             place = out_dir.with_name(f"{out_dir.name}-mismatch")
-            _check_place(place)
         open_model_folder(folder, verify=False)
         _put(folder, place)
     say(f"wrote {place}")
     return place
 
 
-def _check_arguments(out_dir: Path, opset: int, precision: str) -> None:
+def _check_settings(settings: _Settings) -> None:
+    name, opset, precision = settings.name, settings.opset, settings.precision
+    if name is not None and not is_name(name):
+        raise ConfigError(f"{name!r} cannot be the name of a model.", "Use letters, digits and . _ + - only.")
     if opset not in OPSETS:
         raise ConfigError(f"Opset {opset} is not supported.", f"Choose {OPSETS.start} to {OPSETS.stop - 1}.")
     if precision not in PRECISIONS:
         raise ConfigError(f"There is no precision {precision!r}.", f"Choose one of {', '.join(PRECISIONS)}.")
-    _check_place(out_dir)
+    if settings.calibration is not None:
+        if precision == "fp32":
+            raise ConfigError("Nothing is calibrated in fp32.", "Leave the calibration out, or choose fp16 or int8.")
+        feeds.pictures(settings.calibration, most=1, at_least=0)  # raises where there is none
 
 
 def _check_place(out_dir: Path) -> None:
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+    if out_dir.name in ("", "..") or os.path.ismount(out_dir):
+        raise ConfigError(f"The folder {out_dir} cannot be replaced.", "Give a new folder in it.")
+    try:
+        taken = out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir()))
+    except OSError as failure:
+        raise ConfigError(f"{out_dir} cannot be used: {failure.strerror}.", "Give another folder.") from failure
+    if taken:
         raise ConfigError(f"{out_dir} exists and is not empty.", "Remove it or give another folder.")
 
 
@@ -137,8 +148,11 @@ def _check_place(out_dir: Path) -> None:
 def _beside(out_dir: Path) -> Iterator[Path]:
     """Give an empty folder beside `out_dir`, on its disk, and remove it with what is left in it.
 
+    All temporary files go there meanwhile, those of ONNX Runtime's quantiser too: so one disk needs the room.
+
     Raises:
         SaveError: it cannot be made, or the disk is full.
+        ModelError: the memory is, or a file cannot be read.
 
     """
     try:
@@ -148,23 +162,36 @@ def _beside(out_dir: Path) -> Iterator[Path]:
         raise SaveError(
             f"Nothing can be written in {out_dir.parent}: {failure.strerror}.", "Give another folder."
         ) from failure
+    usual, tempfile.tempdir = tempfile.tempdir, str(scratch)
     try:
         yield scratch
     except OSError as failure:
-        if failure.errno not in _NO_ROOM:
+        if failure.errno in NO_ROOM:
+            raise SaveError(
+                f"The export cannot be written in {out_dir.parent}: {failure.strerror}.",
+                "Free some space or give a folder on another disk.",
+            ) from failure
+        if failure.filename is None:
             raise
-        raise SaveError(
-            f"The export cannot be written in {out_dir.parent}: {failure.strerror}.",
-            "Free some space or give a folder on another disk.",
+        raise ModelError(
+            f"{failure.filename} cannot be used: {failure.strerror}.", "Check that it is there and may be read."
         ) from failure
+    except MemoryError as failure:
+        raise ModelError("The export needs more memory than there is.", "Use a machine with more.") from failure
     finally:
+        tempfile.tempdir = usual
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _put(folder: Path, place: Path) -> None:
-    if place.exists():
-        place.rmdir()  # empty, as _check_place has seen; Windows does not rename over it
-    folder.rename(place)
+    """Give the finished folder its place, unless another export has been faster."""
+    _check_place(place)
+    try:
+        if place.exists():
+            place.rmdir()  # empty; Windows does not rename over it
+        folder.rename(place)
+    except OSError as failure:
+        raise SaveError(f"{place} cannot be written: {failure.strerror}.", "Give another folder.") from failure
 
 
 def _export(
@@ -186,8 +213,12 @@ def _export(
 
     say(f"converting {model_name} ({family.name}) to ONNX, opset {settings.opset}")
     program, parameters = load(model.program)
+    families.check_labels(labels, program, where)
     input_names = families.input_names(family, program, where)
     shapes = families.dimensions(family, program, input_names)
+    batched = family.batch and isinstance(shapes["image"][0], str)
+    cases = list(feeds.cases(preprocess, shapes, chosen, batched=batched))
+    feeds.check_sizes(cases, shapes, where)
     converted = convert_program(
         _with_names(program, input_names),
         parameters,
@@ -205,8 +236,6 @@ def _export(
     if settings.precision == "fp32":
         # Gigabytes, mapped: they are not needed again.
         del converted, parts, parameters
-    batched = family.batch and isinstance(shapes["image"][0], str)
-    cases = list(feeds.cases(preprocess, shapes, chosen, batched=batched))
     what = family, model.program, model.parameters, input_names, graphs
     report = parity.prove(*what, cases, scratch, say)
     more = feeds.pictures(settings.images, photographs=True, at_least=at_least)
@@ -221,7 +250,7 @@ def _export(
         single = [case.feeds for case in cases if case.batch == 1]
         calibration = single
         if settings.calibration is not None:
-            chosen = feeds.pictures(settings.calibration)[:_CALIBRATION_PICTURES]
+            chosen = feeds.pictures(settings.calibration, most=_CALIBRATION_PICTURES)
             calibration = [case.feeds for case in feeds.cases(preprocess, shapes, chosen, batched=False)]
         files, report["precision"] = _convert_precision(parts, folder, settings.precision, calibration, single, family)
     (folder / "parity.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -9,7 +9,8 @@ from typing import Any
 from ovseg import schema
 from ovseg.errors import ModelError
 from ovseg.model_folder import FAMILIES as PIPELINES
-from ovseg_export.program import Program
+from ovseg.zoo import load_zoo, shipped_zoo
+from ovseg_export.program import Port, Program
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Family:
         return PIPELINES[self.name][0]
 
 
+_MOST_PIXELS = 4096
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _DETECTION = ("boxes", "counts")
 _INSTANCES = ("boxes", "counts", "masks")
 _FOUND = {"box": 0.05, "score": 1e-4, "mask_iou": 0.999, "unmatched": 0.0}
@@ -61,7 +64,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family("mask_rtdetr", ("Mask-RT-DETR-",), _INSTANCES, "instances", _FOUND, ("DETR",)),
         Family("mask_rcnn", ("MaskRCNN-",), _INSTANCES, "instances", _FOUND, ("RCNN",)),
-        Family("cascade_mask_rcnn", ("Cascade-MaskRCNN-",), _INSTANCES, "instances", _FOUND),
+        Family("cascade_mask_rcnn", ("Cascade-MaskRCNN-",), _INSTANCES, "instances", _FOUND, ("RCNN",)),
         Family(
             "ppyoloe_seg",
             ("PP-YOLOE_seg-",),
@@ -104,7 +107,7 @@ FAMILIES: Mapping[str, Family] = {
 def recognise(config: Mapping[str, Any], where: str, name: str | None = None) -> tuple[Family, str]:
     """Tell a model's family and name from its `inference.yml`.
 
-    The name decides, `Global.model_name` before `name`; a name that is not PaddleX's leaves it to `arch`.
+    `Global.model_name` decides; where that is not PaddleX's, `arch`, and `name` among several of one `arch`.
 
     Args:
         config: content of `inference.yml`.
@@ -112,29 +115,47 @@ def recognise(config: Mapping[str, Any], where: str, name: str | None = None) ->
         name: what the user calls the model.
 
     Raises:
-        ModelError: it is of no family that ovseg runs.
+        ModelError: it is of no family that ovseg runs, or `name` is that of another of PaddleX's models.
 
     """
     entry = config.get("Global")
     stated = entry.get("model_name") if isinstance(entry, dict) else None
+    stated = stated if isinstance(stated, str) else None
     arch = config.get("arch")
-    for candidate in (stated, name):
-        fitting = [
-            (len(prefix), family)
-            for family in FAMILIES.values()
-            for prefix in family.prefixes
-            if isinstance(candidate, str) and candidate.startswith(prefix)
-        ]
-        if fitting:
-            return max(fitting, key=lambda item: item[0])[1], name or str(candidate)
-    for family in FAMILIES.values():
-        with_masks = "masks" in family.outputs
-        if arch in family.archs and (bool(config.get("mask")) == with_masks or arch == "SOLOv2"):
-            return family, name or str(stated or arch)
-    raise ModelError(
-        f"{where} describes the model {stated!r} with arch {arch!r}, which is of no family that ovseg runs.",
-        "Families: " + ", ".join(FAMILIES) + ".",
-    )
+    called, described = _family_of_name(name), _family_of_name(stated)
+    possible = [described] if described else _families_of_arch(config)
+    if not possible and called is None:
+        raise ModelError(
+            f"{where} describes the model {schema.shown(stated)} with arch {schema.shown(arch)}, "
+            "which is of no family that ovseg runs.",
+            "Families: " + ", ".join(FAMILIES) + ".",
+        )
+    official = load_zoo(shipped_zoo())
+    if (called and possible and called not in possible) or (name != stated and {name, stated} <= official.keys()):
+        raise ModelError(
+            f"{where} describes the model {schema.shown(stated or arch)}, not {name}.",
+            "Give the right model, or a name of your own.",
+        )
+    return called or possible[0], name or str(stated or arch)
+
+
+def _family_of_name(name: object) -> Family | None:
+    fitting = [
+        (len(prefix), family)
+        for family in FAMILIES.values()
+        for prefix in family.prefixes
+        if isinstance(name, str) and name.startswith(prefix)
+    ]
+    return max(fitting, key=lambda item: item[0])[1] if fitting else None
+
+
+def _families_of_arch(config: Mapping[str, Any]) -> list[Family]:
+    arch, with_masks = config.get("arch"), bool(config.get("mask"))
+    return [
+        family
+        for family in FAMILIES.values()
+        if arch in family.archs and (with_masks == ("masks" in family.outputs) or arch == "SOLOv2")
+    ]
 
 
 def input_names(family: Family, program: Program, where: str) -> dict[str, str]:
@@ -153,11 +174,14 @@ def input_names(family: Family, program: Program, where: str) -> dict[str, str]:
             if len(ports) != 1:
                 raise _wrong_ports(family, where, "inputs", list(names))
             names = {ports[0].name: "image"}
+        ranks = {"image": 4, "im_shape": 2, "scale_factor": 2}
+        if any(port.value.rank != ranks.get(names[port.name]) for port in ports):
+            raise _wrong_ports(family, where, "inputs", _shown_ports(ports))
         return names
     by_rank = {port.value.rank: port.name for port in ports}
     prompts = {2: "boxes", 3: "points"}.get(sum(by_rank) - 4)
     if len(ports) != 2 or 4 not in by_rank or prompts is None:
-        raise _wrong_ports(family, where, "inputs", [f"{port.name} {list(port.value.shape)}" for port in ports])
+        raise _wrong_ports(family, where, "inputs", _shown_ports(ports))
     return {port.name: "image" if port.value.rank == 4 else prompts for port in ports}
 
 
@@ -206,12 +230,9 @@ def read_preprocess(family: Family, config: Mapping[str, Any], where: str) -> di
     """
     if family.name == "sam":
         steps = _need(config, "Processor", dict, where)
-        size = steps.get("size", 1024)
-        if not isinstance(size, int) or size < 1:
-            raise _wrong_key(where, "Processor.size", size, "a whole number")
-        mean = _three(steps.get("mean", [123.675, 116.28, 103.53]), where, "Processor.mean")
-        std = _three(steps.get("std", [58.395, 57.12, 57.375]), where, "Processor.std")
-        return {"type": "SAMProcessor", "size": size, "mean": mean, "std": std}
+        size = _whole(steps.get("size", 1024), where, "Processor.size")
+        steps = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]} | steps
+        return {"type": "SAMProcessor", "size": size} | _normalisation(steps, 1.0, where, "Processor")
     if family.compared == "embedding":
         pre = _need(config, "PreProcess", dict, where)
         raw = _need(pre, "transform_ops", list, where)
@@ -231,24 +252,21 @@ def read_preprocess(family: Family, config: Mapping[str, Any], where: str) -> di
             facts["keep_ratio"] = bool(arguments.get("keep_ratio", False))
             facts["interp"] = _interpolation(arguments.get("interp", 2), where)
         elif kind == "ResizeImage":
-            if "size" not in arguments:
-                raise _wrong_key(where, "ResizeImage.size", arguments.get("size"), "height and width")
             # PaddleX takes no notice of `interpolation` and resizes linearly.
             facts |= {
-                "size": _two(arguments["size"], where, "ResizeImage.size"),
+                "size": _two(arguments.get("size"), where, "ResizeImage.size"),
                 "keep_ratio": False,
                 "interp": "linear",
             }
         elif kind == "NormalizeImage":
-            facts |= _normalisation(arguments, where)
+            scale = _scale(arguments, where)
+            facts |= _normalisation({"mean": _MEAN, "std": _STD} | arguments, scale, where, kind)
         elif kind == "PadStride":
             stride = arguments.get("stride")
-            if not isinstance(stride, int):
-                raise _wrong_key(where, "PadStride.stride", stride, "a whole number")
-            if stride > 1:
-                facts["pad_stride"] = stride
+            if stride not in (-1, 0):  # no padding
+                facts["pad_stride"] = _whole(stride, where, "PadStride.stride")
         elif kind not in ("Permute", "ToCHWImage"):
-            raise ModelError(f"{where}: the preprocessing step {kind!r} is not known.", "Report it.")
+            raise ModelError(f"{where}: the preprocessing step {schema.shown(kind)} is not known.", "Report it.")
     for key in ("size", "mean"):
         if key not in facts:
             missing = "Resize" if key == "size" else "NormalizeImage"
@@ -273,13 +291,44 @@ def read_labels(family: Family, config: Mapping[str, Any], where: str) -> list[s
     return [str(label) for label in labels]
 
 
+def check_labels(labels: Sequence[str], program: Program, where: str) -> None:
+    """Raise ModelError if the program tells its number of classes, and there are fewer labels."""
+    classes = count_classes(program)
+    if labels and classes is not None and len(labels) < classes:
+        raise ModelError(
+            f"{where}: label_list has {len(labels)} labels, and the program has {classes} classes.",
+            "Use the inference.yml that was saved together with the program.",
+        )
+
+
+def count_classes(program: Program) -> int | None:
+    """The number of classes that a detector tells apart; None where its program does not tell, or not clearly.
+
+    The operators that number the classes tell: `multiclass_nms3` takes scores by class; Mask-RT-DETR has the
+    remainder by it, of places in a list of all scores; SOLOv2 looks for scores in a table, cells by classes.
+    """
+    makers = {value.id: op for op in program.walk() for value in op.outputs}
+    counts = set()
+    for op in program.walk():
+        if op.name == "multiclass_nms3" and op.inputs[1] is not None:
+            classes = op.inputs[1].shape[1]
+            counts.add(classes - (0 <= op.attributes["background_label"] < classes))
+        elif op.name == "remainder" and op.inputs[1] is not None:
+            divisor = makers.get(op.inputs[1].id)
+            counts.add(int(divisor.attributes["value"]) if divisor is not None and divisor.name == "full" else -1)
+        elif op.name == "nonzero" and op.inputs[0] is not None and op.inputs[0].rank == 2:
+            counts.add(op.inputs[0].shape[1])
+    counts -= {-1}
+    return counts.pop() if len(counts) == 1 else None
+
+
 def read_postprocess(config: Mapping[str, Any]) -> dict[str, Any]:
     """What `inference.yml` says of scores and suppression: for the reader, the graph does it already."""
     facts: dict[str, Any] = {}
     if schema.is_number(config.get("draw_threshold")):
         facts["draw_threshold"] = config["draw_threshold"]
     if isinstance(config.get("NMS"), dict):
-        facts["nms"] = dict(config["NMS"])
+        facts["nms"] = {str(k): v for k, v in config["NMS"].items() if isinstance(v, str | int | float)}
     post = config.get("PostProcess")
     if isinstance(post, dict) and "NormalizeFeatures" in post:
         facts["normalize_features"] = True
@@ -302,6 +351,10 @@ def _wrong_key(where: str, key: str, value: object, expected: str) -> ModelError
     return ModelError(f"{where}: {key} is {schema.shown(value)}, not {expected}.", "Correct it.")
 
 
+def _shown_ports(ports: Sequence[Port]) -> list[str]:
+    return [f"{port.name} {list(port.value.shape)}" for port in ports]
+
+
 def _wrong_ports(family: Family, where: str, kind: str, found: Sequence[str]) -> ModelError:
     expected = ", ".join(family.outputs) if kind == "outputs" else "those of the family"
     return ModelError(
@@ -311,16 +364,18 @@ def _wrong_ports(family: Family, where: str, kind: str, found: Sequence[str]) ->
     )
 
 
-def _three(value: object, where: str, key: str) -> list[float]:
-    if not isinstance(value, list) or len(value) != 3 or not all(schema.is_number(item) for item in value):
-        raise _wrong_key(where, key, value, "three numbers")
-    return [float(item) for item in value]
+def _whole(value: Any, where: str, key: str) -> int:
+    return _sizes([value], 1, value, where, key)[0]
 
 
-def _two(value: object, where: str, key: str) -> list[int]:
-    sizes = [value, value] if isinstance(value, int) else value
-    if not isinstance(sizes, list) or len(sizes) != 2 or not all(isinstance(s, int) and s > 0 for s in sizes):
-        raise _wrong_key(where, key, value, "height and width")
+def _two(value: Any, where: str, key: str) -> list[int]:
+    return _sizes(value if isinstance(value, list) else [value, value], 2, value, where, key)
+
+
+def _sizes(sizes: list[Any], count: int, value: object, where: str, key: str) -> list[int]:
+    if len(sizes) != count or not all(schema.COUNT.accepts(size) and 0 < size <= _MOST_PIXELS for size in sizes):
+        expected = "a whole number" if count == 1 else "height and width"
+        raise _wrong_key(where, key, value, f"{expected}, from 1 to {_MOST_PIXELS}")
     return list(sizes)
 
 
@@ -332,22 +387,33 @@ def _interpolation(value: object, where: str) -> str:
     return str(name)
 
 
-def _normalisation(step: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _scale(step: Mapping[str, Any], where: str) -> float:
+    if "scale" not in step:
+        return 1 / 255 if step.get("is_scale", True) else 1.0
+    scale = step["scale"]
+    if isinstance(scale, str) and scale.replace(" ", "") in ("1./255.", "1.0/255.0", "1/255"):
+        return 1 / 255
+    if not _is_positive(scale):
+        raise _wrong_key(where, "NormalizeImage.scale", scale, "a number above 0")
+    return float(scale)
+
+
+def _normalisation(step: Mapping[str, Any], scale: float, where: str, key: str) -> dict[str, Any]:
     """Mean and deviation in pixels: (x · scale - mean) / std = (x - mean / scale) / (std / scale)."""
-    if "scale" in step:
-        scale = step["scale"]
-        if isinstance(scale, str) and scale.replace(" ", "") in ("1./255.", "1.0/255.0", "1/255"):
-            scale = 1 / 255
-        if not schema.is_number(scale) or scale <= 0:
-            raise _wrong_key(where, "NormalizeImage.scale", scale, "a number above 0")
-    else:
-        scale = 1 / 255 if step.get("is_scale", True) else 1.0
-    mean = _three(step.get("mean", [0.485, 0.456, 0.406]), where, "NormalizeImage.mean")
-    std = _three(step.get("std", [0.229, 0.224, 0.225]), where, "NormalizeImage.std")
-    if not all(std):
-        raise _wrong_key(where, "NormalizeImage.std", std, "numbers above 0")
-    return {"mean": [_short(m / scale) for m in mean], "std": [_short(s / scale) for s in std]}
+    facts = {}
+    for name, accepts, expected in (("mean", _is_finite, "numbers"), ("std", _is_positive, "numbers above 0")):
+        values = step[name]
+        if isinstance(values, list) and len(values) == 3 and all(map(accepts, values)):
+            facts[name] = [round(value / scale, 6) for value in values]
+        if not all(map(accepts, facts.get(name, [None]))):
+            raise _wrong_key(where, f"{key}.{name}", values, f"three {expected}")
+    return facts
 
 
-def _short(value: float) -> float:
-    return round(value, 6)
+def _is_finite(value: object) -> bool:
+    """Whether it is a number, also as the float32 that it becomes."""
+    return schema.is_number(value) and abs(value) < 1e30  # type: ignore[arg-type]
+
+
+def _is_positive(value: object) -> bool:
+    return _is_finite(value) and value > 0  # type: ignore[operator]

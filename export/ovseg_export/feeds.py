@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from ovseg.errors import ModelError
 from ovseg.images import read_images
 from ovseg.samples import samples
 from ovseg_export.builders.images import TEST_SIZES, synthetic_image
@@ -40,7 +42,11 @@ class Case:
 
 
 def pictures(
-    images: str | Path | Sequence[str | Path] | None, *, photographs: bool = False, at_least: int = AT_LEAST
+    images: str | Path | Sequence[str | Path] | None,
+    *,
+    photographs: bool = False,
+    at_least: int = AT_LEAST,
+    most: int | None = None,
 ) -> list[tuple[str, np.ndarray]]:
     """Pictures to compare on: label and BGR uint8 [H, W, 3].
 
@@ -49,12 +55,17 @@ def pictures(
         photographs: the sample photographs come before the synthetic ones: a detector may find nothing in
             synthetic pictures.
         at_least: pictures to return.
+        most: so many of `images` at most.
+
+    Raises:
+        ImageError: one of `images` is not there or no picture.
 
     """
     given: list[tuple[str, np.ndarray]] = []
     if images is not None:
         sources = [images] if isinstance(images, str | Path) else list(images)
-        given = [(str(image.path), image.pixels) for image in read_images([str(source) for source in sources])]
+        found = read_images([str(source) for source in sources])
+        given = [(str(image.path), image.pixels) for image in islice(found, most)]
     missing = max(0, at_least - len(given))
     if missing and photographs:
         given += [(f"sample {sample.name}", _photograph(sample.path)) for sample in samples()]
@@ -102,6 +113,29 @@ def cases(
             )
 
 
+def check_sizes(made: Sequence[Case], shapes: Mapping[str, Sequence[int | str]], where: str) -> None:
+    """Raise ModelError unless the preprocessing makes images of the size that the program takes.
+
+    Args:
+        made: from `cases`.
+        shapes: as for `cases`.
+        where: path of `inference.yml`, for the message.
+
+    """
+    taken = list(shapes["image"][1:])
+    for case in made:
+        sizes = list(case.feeds["image"].shape[1:])
+        if any(isinstance(size, int) and size != own for size, own in zip(taken, sizes, strict=True)):
+            raise ModelError(
+                f"{where}: its preprocessing makes images of {_times(sizes)}, and the program takes {_times(taken)}.",
+                "Use the inference.yml that was saved together with the program.",
+            )
+
+
+def _times(sizes: Sequence[int | str]) -> str:
+    return " x ".join(str(size) for size in sizes)
+
+
 def _feeds(
     preprocess: Mapping[str, Any],
     shapes: Mapping[str, Sequence[int | str]],
@@ -128,11 +162,11 @@ def _prepare(preprocess: Mapping[str, Any], pixels: np.ndarray) -> tuple[np.ndar
     sam = preprocess["type"] == "SAMProcessor"
     if sam:
         scale = preprocess["size"] / max(height, width)
-        rows, columns = round(height * scale), round(width * scale)
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     elif preprocess.get("keep_ratio"):
         short, long = sorted(preprocess["size"])
         scale = min(short / min(height, width), long / max(height, width))
-        rows, columns = round(height * scale), round(width * scale)
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     else:
         rows, columns = preprocess["size"]
     resized = cv2.resize(pixels, (columns, rows), interpolation=_INTERPOLATIONS[preprocess.get("interp", "linear")])

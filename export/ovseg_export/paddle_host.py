@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,8 @@ import numpy as np
 OLDEST, TOO_NEW = (3, 0), (3, 3)
 """Versions of Paddle that can host: 3.3 fails in oneDNN inference, before 3.0 there is no PIR program."""
 INSTALL = 'Run `pip install "ovseg[export]"`.'
+_BLOCKS = {"conditional_block", "while"}
+"""Operators that Paddle translates although it calls them unknown."""
 _WRONG_PASS = "matmul_v2_scale_fuse_pass"
 """An optimisation of `.pdmodel` programs that multiplies a weight once for each product that reads it."""
 
@@ -97,7 +99,9 @@ class Host:
     def __enter__(self) -> Host:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:  # such as Ctrl-C: nobody waits for what it computes
+            self._process.kill()
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -116,8 +120,17 @@ class Host:
         return self._process.poll() is None
 
     def translate(self, program: Path, target: Path) -> None:
-        """Write the `.pdmodel` file `program` as `target`, an `inference.json`."""
-        self._ask(f"translating {program}", action="translate", program=str(program), target=str(target))
+        """Write the `.pdmodel` file `program` as `target`, an `inference.json`.
+
+        Raises:
+            UnsupportedOperators: Paddle does not know operators of it; all are named.
+
+        """
+        answer = self._ask(f"translating {program}", action="translate", program=str(program), target=str(target))
+        if answer:
+            from ovseg_export.lower import Unsupported, refusal
+
+            raise refusal([Unsupported(name, "unknown to Paddle", tuple(at)) for name, at in answer["unknown"].items()])
 
     def load(self, program: Path, parameters: Path, *, optimise: bool, onednn: bool) -> None:
         """Load a model into Paddle Inference, on the CPU.
@@ -150,7 +163,7 @@ class Host:
         return outputs, float(answer["seconds"])
 
     def _ask(self, doing: str, **request: Any) -> dict[str, Any]:
-        from ovseg_export.errors import PaddleFailure
+        from ovseg_export.errors import NO_ROOM, PaddleFailure
 
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
@@ -165,6 +178,8 @@ class Host:
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
             raise PaddleFailure(f"Paddle ended with {how} while {doing}:{self._tail()}.", cure)
         answer: dict[str, Any] = json.loads(line)
+        if answer.get("errno") in NO_ROOM:
+            raise OSError(answer["errno"], answer["error"])
         if "error" in answer:
             raise PaddleFailure(f"Paddle failed while {doing}: {answer['error']}.", cure)
         return answer
@@ -194,9 +209,19 @@ class _Worker:
         from paddle.base import core
 
         old = core.ProgramDesc(Path(program).read_bytes())
-        for index in range(old.num_blocks()):
-            _align_shape_lists(old.block(index))
-        core.serialize_pir_program(paddle.pir.translate_to_pir(old), target)
+        blocks = [old.block(index) for index in range(old.num_blocks())]
+        unknown = {name: _places(blocks, name) for name in core.pir.check_unregistered_ops(old) if name not in _BLOCKS}
+        for block in blocks:
+            _align_shape_lists(block)
+        try:
+            program = paddle.pir.translate_to_pir(old)
+        except Exception:
+            if unknown:
+                return {"unknown": unknown}
+            raise
+        core.serialize_pir_program(program, target)
+        with Path(target).open("ab") as stream:  # Paddle keeps silent when the disk is full
+            stream.write(b"\n")
         return {}
 
     def _load(self, program: str, parameters: str, onednn: bool, threads: int, optimise: bool = True) -> dict[str, Any]:
@@ -229,6 +254,16 @@ class _Worker:
         seconds = time.perf_counter() - start
         np.savez(outputs, *made)
         return {"seconds": seconds}
+
+
+def _places(blocks: Sequence[Any], name: str) -> list[str]:
+    """Where an operator stands in a program of the old format."""
+    return [
+        f"{name} #{index}" + (f" of block {number}" if number else "")
+        for number, block in enumerate(blocks)
+        for index in range(block.op_size())
+        if block.op(index).type() == name
+    ]
 
 
 def _align_shape_lists(block: Any) -> None:
@@ -284,6 +319,8 @@ def _main() -> None:
             traceback.print_exc()
             text = " ".join(str(failure).split())
             answer = {"error": f"{type(failure).__name__}: …{text[-700:]}" if len(text) > 700 else text}
+            if isinstance(failure, OSError) and failure.errno:
+                answer = {"error": failure.strerror, "errno": failure.errno}
         answers.write(json.dumps(answer) + "\n")
 
 

@@ -30,6 +30,7 @@ import math
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -42,6 +43,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 from ovseg.errors import ConfigError, ImageError, MissingExtra, ModelError
 from ovseg.images import read_images
 from ovseg.session import Session
+from ovseg_export.errors import NO_ROOM
 from ovseg_export.half import restore_from_half
 from ovseg_export.lower.graph import node_graphs
 from ovseg_export.tidy import reads
@@ -462,7 +464,7 @@ def to_int8_static(
             raise PrecisionError("The model has no convolution to quantise.", "Use --precision fp32 or fp16.")
         source, target = Path(scratch) / "prepared.onnx", Path(scratch) / "static.onnx"
         onnx.save(prepared, str(source))
-        try:
+        with _quantiser("static"):
             quantization.quantize_static(
                 str(source),
                 str(target),
@@ -475,8 +477,6 @@ def to_int8_static(
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
             )
-        except Exception as error:
-            raise _failed("static", error) from error
         names = [name for name in _matrices(graph) if not set(graph.named[name].output) & set(leave)]
         result = onnx.load(str(target))
         return _quantise_matrices(result, names, Path(scratch), reduce_range) if names else result
@@ -810,10 +810,8 @@ def _prepare(model: ModelProto, scratch: Path) -> ModelProto:
     pre_process = _tool("onnxruntime.quantization.shape_inference").quant_pre_process
     source, target = scratch / "float.onnx", scratch / "fused.onnx"
     large = _save(model, source)
-    try:
+    with _quantiser("preparing"):
         pre_process(str(source), str(target), skip_symbolic_shape=True, save_as_external_data=large)
-    except Exception as error:
-        raise _failed("preparing", error) from error
     prepared = onnx.load(str(target))
     for i, node in enumerate(prepared.graph.node):
         node.name = f"{node.op_type}_{i}"
@@ -824,7 +822,7 @@ def _quantise_matrices(model: ModelProto, names: Sequence[str], scratch: Path, r
     quantization = _tool("onnxruntime.quantization")
     source, target = scratch / "matrices.onnx", scratch / "dynamic.onnx"
     large = _save(model, source)
-    try:
+    with _quantiser("dynamic"):
         quantization.quantize_dynamic(
             str(source),
             str(target),
@@ -836,8 +834,6 @@ def _quantise_matrices(model: ModelProto, names: Sequence[str], scratch: Path, r
             weight_type=quantization.QuantType.QInt8,
             use_external_data_format=large,
         )
-    except Exception as error:
-        raise _failed("dynamic", error) from error
     return onnx.load(str(target))
 
 
@@ -851,9 +847,17 @@ def _tool(name: str) -> Any:
         ) from error
 
 
-def _failed(step: str, error: Exception) -> PrecisionError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return PrecisionError(f"ONNX Runtime's quantiser ({step}) failed: {first}.", "Use --precision fp32 or fp16.")
+@contextmanager
+def _quantiser(step: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:  # not the quantiser's fault
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PrecisionError(
+            f"ONNX Runtime's quantiser ({step}) failed: {first}.", "Use --precision fp32 or fp16."
+        ) from error
 
 
 def _kept(before: ModelProto, after: ModelProto, method: str) -> dict[str, int]:

@@ -136,7 +136,7 @@ def read_program(path: str | Path) -> Program:
             f"The program file {path} cannot be read ({error.strerror}).",
             "Check the folder that you export from.",
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ProgramError(
             f"The program file {path} is not valid JSON ({error}).", "Download or save the model again."
         ) from error
@@ -154,7 +154,7 @@ def read_program(path: str | Path) -> Program:
         )
     try:
         return _Reader(path).read(document["program"])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         raise ProgramError(
             f"The program file {path} does not follow the PIR format ({type(error).__name__}: {error}).",
             "Download or save the model again.",
@@ -232,7 +232,7 @@ def _value(number: int, described: dict[str, Any]) -> Value:
     if kind in ("t_dtensor", "t_dense_tensor_array"):
         element, shape = described["D"][0], described["D"][1]
         dtype = _DTYPES[element["#"].partition(".")[2]]
-        return Value(number, dtype, tuple(shape), "tensor" if kind == "t_dtensor" else "array")
+        return Value(number, dtype, tuple(int(size) for size in shape), "tensor" if kind == "t_dtensor" else "array")
     if kind == "t_vec":
         return Value(number, "", (), "vector", tuple(_value(number, item) for item in described["D"]))
     if described["#"] == "NULL":  # a result that the operator does not fill in

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ovseg import schema
-from ovseg.archives import unpack
+from ovseg.archives import is_archive, unpack
 from ovseg.cache import archives_dir, locked, record_checksum, recorded_checksum
 from ovseg.download import Progress, download, file_sha256
 from ovseg.errors import DownloadError, ModelError
@@ -80,8 +80,10 @@ def _locate(source: str, say: Say, progress: Progress | None) -> tuple[Path, str
     if re.match(r"https?://", source):
         return _fetch_url(source, say, progress), source
     path = Path(source).expanduser()
+    if path.is_file() and not is_archive(path):
+        raise ModelError(f"{path} is no archive.", "Give the folder that holds the model, or an archive of it.")
     if path.exists():
-        return path, path.name
+        return path, path.absolute().name
     if "/" in source or "\\" in source or path.suffix in (".tar", ".gz", ".tgz", ".zip", ".json", ".pdmodel"):
         raise ModelError(f"There is no file or folder {source}.", "Check the path.")
     spec = model_spec(source)

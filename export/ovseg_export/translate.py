@@ -18,7 +18,9 @@ def translate_program(source: str | Path, target: str | Path) -> Path:
 
     Raises:
         MissingExtra: Paddle is not installed, or of a version that cannot host.
+        UnsupportedOperators: it has operators that Paddle does not know; all are named.
         ProgramError: there is no such file, or Paddle cannot translate it.
+        OSError: the disk is full.
 
     """
     source, target = Path(source), Path(target)

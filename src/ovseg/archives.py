@@ -84,6 +84,11 @@ def unpack(archive: Path, folder: Path) -> Path:
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
 
 
+def is_archive(path: Path) -> bool:
+    """Tell whether a file begins as a tar, or ends as a zip."""
+    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+
+
 def _copy(source: IO[bytes], target: IO[bytes], size: int, archive: Path, name: str) -> None:
     """Copy `size` bytes: the size in the header is what was counted, so it is what is written."""
     left = size
@@ -96,12 +101,12 @@ def _copy(source: IO[bytes], target: IO[bytes], size: int, archive: Path, name: 
 
 @contextmanager
 def _members(archive: Path) -> Iterator[Iterator[_Member]]:
+    if not is_archive(archive):
+        raise DownloadError(f"{archive} is neither a tar nor a zip archive.", "Delete it and download it again.")
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as packed:
             yield _zip_members(archive, packed)
         return
-    if not tarfile.is_tarfile(archive):
-        raise DownloadError(f"{archive} is neither a tar nor a zip archive.", "Delete it and download it again.")
     with tarfile.open(archive) as tar:
         yield _tar_members(archive, tar)
         # The checksum of a compressed file stands at its end, which no member reaches.

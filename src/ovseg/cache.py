@@ -32,6 +32,16 @@ def archives_dir() -> Path:
     return cache_dir() / "archives"
 
 
+def engines_dir() -> Path:
+    """Return the folder of what execution providers compile, such as TensorRT's engines."""
+    return cache_dir() / "engines"
+
+
+def tuned_dir() -> Path:
+    """Return the folder of the settings that `ovs tune` found."""
+    return cache_dir() / "tuned"
+
+
 def checksums_file() -> Path:
     """Return the file that maps each URL without a published SHA-256 to the one of its first download."""
     return cache_dir() / "checksums.json"

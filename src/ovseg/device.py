@@ -11,10 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import ConfigError, DeviceUnavailable
-from .runtime import import_onnxruntime, reinstall_command, runtime_conflict
+from .runtime import cuda_devices, import_onnxruntime, reinstall_command, runtime_conflict
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
+
+OUT_OF_MEMORY = re.compile("(?i)allocate memory|bad_alloc|out of memory|alloc_failed")
+"""What ONNX Runtime and its providers say when memory is short."""
 
 ProviderRequests = Sequence["str | tuple[str, Mapping[str, object]]"]
 
@@ -56,24 +61,64 @@ class _Kind:
     providers: tuple[Provider, ...]
     requirement: str  # what `pip install` takes to bring the provider
     indexed: bool = True  # takes `:n`, which becomes the option `device_id`
+    parts: tuple[str, ...] = ()  # takes `:name` instead, which becomes the option `device_type`
 
+
+_ON_CUDA = Provider(
+    CUDA,
+    {
+        # The default doubles the arena each time: after one large image it holds up to twice what is needed.
+        "arena_extend_strategy": "kSameAsRequested",
+        # The default, EXHAUSTIVE, times every algorithm again for each new input shape (prompt counts vary).
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # TF32 keeps 10 bits of the mantissa: results would not be those of the CPU. `ovs tune` tries it.
+        "use_tf32": "0",
+    },
+)
 
 _DEVICES: dict[str, _Kind] = {
     "cpu": _Kind((), '"ovseg[cpu]"', indexed=False),
-    # cuDNN's default, EXHAUSTIVE, times every algorithm again for each new input shape (prompt counts vary).
-    "gpu": _Kind((Provider(CUDA, {"cudnn_conv_algo_search": "HEURISTIC"}),), '"ovseg[gpu]"'),
-    "npu": _Kind((Provider("CANNExecutionProvider"),), '"ovseg[cann]"'),
-    "tensorrt": _Kind((Provider("TensorrtExecutionProvider"), Provider(CUDA)), '"ovseg[gpu]"'),
-    "openvino": _Kind((Provider("OpenVINOExecutionProvider"),), "onnxruntime-openvino", indexed=False),
+    "gpu": _Kind((_ON_CUDA,), '"ovseg[gpu]"'),
+    # The precision is CANN's own choice: its option has had two names.
+    "npu": _Kind(
+        (
+            Provider(
+                "CANNExecutionProvider",
+                {"arena_extend_strategy": "kSameAsRequested", "dump_graphs": "0", "dump_om_model": "0"},
+            ),
+        ),
+        '"ovseg[cann]"',
+    ),
+    # ovseg.engines adds the folder of the caches and the profiles, which depend on the model.
+    "tensorrt": _Kind(
+        (
+            Provider(
+                TENSORRT, {"trt_engine_cache_enable": "1", "trt_fp16_enable": "0", "trt_timing_cache_enable": "1"}
+            ),
+            _ON_CUDA,
+        ),
+        '"ovseg[gpu]"',
+    ),
+    "openvino": _Kind(
+        (Provider(OPENVINO, {"device_type": "CPU"}),),
+        "onnxruntime-openvino",
+        indexed=False,
+        parts=("CPU", "GPU", "NPU", "AUTO"),
+    ),
     "dml": _Kind((Provider("DmlExecutionProvider"),), "onnxruntime-directml"),
-    "coreml": _Kind((Provider("CoreMLExecutionProvider"),), '"ovseg[cpu]"', indexed=False),
+    "coreml": _Kind(
+        (Provider("CoreMLExecutionProvider", {"MLComputeUnits": "ALL", "ModelFormat": "MLProgram"}),),
+        '"ovseg[cpu]"',
+        indexed=False,
+    ),
 }
 
 # Devices that PaddleX runs on and for which ONNX Runtime has no provider that ovseg supports.
 _PADDLE_ONLY = ("xpu", "mlu", "dcu", "gcu", "iluvatar_gpu", "metax_gpu")
 
 _FORMS = "Use one of: auto, " + ", ".join(
-    f"{kind} or {kind}:<index>" if row.indexed else kind for kind, row in _DEVICES.items()
+    f"{kind} or {kind}:<index>" if row.indexed else f"{kind}:{'|'.join(row.parts)}" if row.parts else kind
+    for kind, row in _DEVICES.items()
 )
 
 # Main provider -> its row: tells of a provider given by name what brings it and whether it has an index.
@@ -91,28 +136,31 @@ def resolve_device(
     Whether the providers really work is known only once a session exists: `ovseg.session.Session` checks.
 
     Args:
-        device: `cpu`, `gpu`, `gpu:1`, `npu:0`, `tensorrt:0`, `openvino`, `dml:0`, `coreml`, in any case; None
-            or `auto` for the GPU where the installed ONNX Runtime has CUDA, else the CPU. A list of
-            devices, `gpu:0,1` in PaddleX, is refused: a session runs on one device.
-        providers: names or (name, options) pairs as in ONNX Runtime; they replace those of `device`, which
-            then gives the index only.
+        device: `cpu`, `gpu`, `gpu:1`, `npu:0`, `tensorrt:0`, `openvino`, `openvino:gpu`, `dml:0`, `coreml`, in
+            any case; None or `auto` for the GPU where the installed ONNX Runtime has CUDA, else the CPU. A list
+            of devices, `gpu:0,1` in PaddleX, is refused: a session runs on one device.
+        providers: names or (name, options) pairs as in ONNX Runtime, with no options of ours; they replace those of
+            `device`, which then gives the index only.
         provider_options: options of the main (first) provider, or provider name to options; they are laid
             over the defaults.
 
     Raises:
-        ConfigError: a string, a provider or an option that has no meaning.
+        ConfigError: a string, a provider or an option that has no meaning, or two that contradict each other.
         DeviceUnavailable: a device of PaddleX's that ONNX Runtime cannot run on.
         MissingExtra: `auto`, and ONNX Runtime is not installed.
     """
-    kind, index = _parse(device)
+    kind, index, part = _parse(device)
     named = kind != "auto" or providers is not None
     if providers is not None:
         chosen = [_requested_provider(item) for item in _as_list(providers)]
+        _check_same(device, kind, chosen[0].name)
         kind = _kind_of(chosen[0].name)
     else:
         if kind == "auto":
             kind = "gpu" if CUDA in import_onnxruntime().get_available_providers() else "cpu"
         chosen = [Provider(p.name, dict(p.options)) for p in _DEVICES[kind].providers]
+        if part is not None:
+            chosen[0].options["device_type"] = part
     if CPU not in (provider.name for provider in chosen):
         chosen.append(Provider(CPU))
     _lay_over(chosen, provider_options or {}, named)
@@ -122,7 +170,21 @@ def resolve_device(
     main_id = chosen[0].options.get("device_id", str(index))
     if not main_id.isdecimal():
         raise ConfigError(f"The provider option device_id is {main_id!r}, not a device index.", "Use 0, 1 and so on.")
+    if isinstance(device, str) and ":" in device and int(main_id) != index:
+        raise ConfigError(
+            f"The device is {device!r} and the provider option device_id is {main_id}.", "Leave one of them out."
+        )
     return Device(kind, int(main_id), tuple(chosen), named)
+
+
+def device_text(device: Device) -> str | None:
+    """Return the device string that a device of `resolve_device` stands for; None for `auto`."""
+    if not device.named:
+        return None
+    row = _DEVICES.get(device.kind)
+    if row is not None and row.parts:
+        return f"{device.kind}:{device.providers[0].options.get('device_type', row.parts[0]).lower()}"
+    return f"{device.kind}:{device.index}" if row is not None and row.indexed else device.kind
 
 
 def known_providers() -> dict[str, tuple[str, str]]:
@@ -153,20 +215,33 @@ def unavailable(provider: str, reason: str, *, missing: str = "", reinstall: boo
         fix = f"Run: {reinstall_command(requirement)}"
     elif reinstall:
         fix = f"Install an ONNX Runtime that has {provider}"
+    elif OUT_OF_MEMORY.search(reason):
+        fix = "The model does not fit into what is free of its memory: end what else uses it (for NVIDIA: nvidia-smi)"
     else:
         fix = "Check that the device exists, is free and has a driver that fits (for NVIDIA: nvidia-smi)"
     cause = f"{provider} cannot be used: {conflict or reason}."
     return DeviceUnavailable(cause, f'{fix}; or use device="cpu" (--device cpu).')
 
 
-def _parse(device: str | None) -> tuple[str, int]:
-    """Split a device string into kind (`auto` included) and index."""
+def no_such_index(device: Device) -> DeviceUnavailable | None:
+    """Return the error for an index that no CUDA device has; None if it has one, or nothing can be counted."""
+    present = cuda_devices() if any(provider.name == CUDA for provider in device.providers) else None
+    if not present or device.index < len(present):
+        return None
+    return DeviceUnavailable(
+        f"There is no {device.kind}:{device.index}: the CUDA devices here are "
+        f"{', '.join(f'{index} ({name})' for index, name in enumerate(present))}.",
+        f"Use {device.kind}:0 or another of these, and look at CUDA_VISIBLE_DEVICES.",
+    )
+
+
+def _parse(device: str | None) -> tuple[str, int, str | None]:
+    """Split a device string into kind (`auto` included), index, and the part of a kind that has parts."""
     if device is None:
-        return "auto", 0
+        return "auto", 0, None
     if not isinstance(device, str):
         raise ConfigError(f"The device is {device!r}, not a string.", f"{_FORMS}.")
-    match = re.fullmatch(r"([a-z_]+)(?::([0-9]+(?:,[0-9]+)*))?", device.strip().lower())
-    kind, indices = match.groups() if match else ("", None)
+    kind, colon, rest = device.strip().lower().partition(":")
     if kind in _PADDLE_ONLY:
         raise DeviceUnavailable(
             f"ONNX Runtime has no execution provider that ovseg supports for the device {device!r}.",
@@ -174,17 +249,35 @@ def _parse(device: str | None) -> tuple[str, int]:
         )
     if kind != "auto" and kind not in _DEVICES:
         raise ConfigError(f"The device {device!r} is not known.", f"{_FORMS}.")
-    if indices is None:
-        return kind, 0
-    if kind == "auto" or not _DEVICES[kind].indexed:
+    if not colon:
+        return kind, 0, None
+    row = _DEVICES.get(kind)
+    if row is not None and row.parts:
+        name, _, number = rest.partition(".")
+        if name.upper() not in row.parts or (rest != name and not re.fullmatch("[0-9]+", number)):
+            raise ConfigError(f"The device {device!r} is not known.", f"{_FORMS}.")
+        return kind, 0, rest.upper()
+    if row is None or not row.indexed:
         raise ConfigError(f"The device {device!r} has an index, which {kind} does not take.", f"{_FORMS}.")
-    if "," in indices:
-        first = f"{kind}:{indices.split(',')[0]}"
+    if not re.fullmatch("[0-9]+(,[0-9]+)*", rest):
+        raise ConfigError(f"The device {device!r} is not known.", f"{_FORMS}.")
+    if "," in rest:
+        first = f"{kind}:{rest.split(',')[0]}"
         raise ConfigError(
             f"The device {device!r} is a list, and a session runs on one device.",
             f"Use {first!r}, and one process for each further device.",
         )
-    return kind, int(indices)
+    return kind, int(rest), None
+
+
+def _check_same(device: str | None, kind: str, provider: str) -> None:
+    """Refuse a first provider that contradicts the device beside it; one with an index lends only that."""
+    if kind == "auto":
+        return
+    row = _DEVICES[kind]
+    main = row.providers[0].name if row.providers else CPU
+    if provider != main and (provider == CPU or not row.indexed):
+        raise ConfigError(f"The device is {device!r} and the first provider {provider}.", "Leave one of them out.")
 
 
 def _as_list(providers: object) -> list[object]:

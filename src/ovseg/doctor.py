@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .cache import archives_dir, cache_dir, models_dir
+from .cache import archives_dir, cache_dir, engines_dir, models_dir
 from .device import known_providers, resolve_device
 from .errors import DeviceUnavailable, MissingExtra, OvsError
 from .runtime import (
@@ -185,7 +185,7 @@ def _cache() -> list[Check]:
     folder = cache_dir()
     if not folder.exists():
         return [Check("cache", str(folder), OK, "empty")]
-    sizes = {part.name: _size(part) for part in (models_dir(), archives_dir()) if part.exists()}
+    sizes = {part.name: _size(part) for part in (models_dir(), archives_dir(), engines_dir()) if part.exists()}
     held = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()) or "empty"
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK):

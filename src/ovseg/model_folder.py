@@ -48,6 +48,7 @@ _FOLDER_FIELDS = {
     "outputs": ANYTHING,
     "postprocess": MAPPING,
     "metric": ANYTHING,
+    "profiles": MAPPING,
 }
 _FILE_FIELDS = {
     "path": TEXT.needed(),

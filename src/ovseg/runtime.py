@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import io
 import logging
 import math
@@ -84,12 +85,14 @@ def reinstall_command(requirement: str) -> str:
 
 @cache
 def preload_libraries(ort: Any) -> None:
-    """Load the CUDA and cuDNN libraries of the pip packages `nvidia-*`, which no loader path names."""
+    """Load the libraries of the pip packages `nvidia-*` and `tensorrt`, which no loader path names."""
     if hasattr(ort, "preload_dlls"):  # ONNX Runtime 1.21
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):  # it prints what it does not find
             ort.preload_dlls()
         logging.getLogger("ovseg").debug("preload_dlls: %s", printed.getvalue())
+    with contextlib.suppress(ImportError, OSError):  # absent, or for another CUDA
+        importlib.import_module("tensorrt_libs")
 
 
 def load_failure(provider: str, folder: Path | None = None) -> tuple[str, str]:
@@ -117,6 +120,24 @@ def load_failure(provider: str, folder: Path | None = None) -> tuple[str, str]:
                 return f"its library {library.name} needs {missing[1]}, which is not found", missing[1]
             return f"its library {library.name} cannot be loaded ({one_line(error)})", ""
     return "", ""
+
+
+@cache
+def cuda_devices() -> tuple[str, ...] | None:
+    """Names of the CUDA devices that this process may use, in the order of their indexes; None without a driver."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return None
+    count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return ()
+    names = []
+    for index in range(count.value):
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetName(name, len(name), device)
+        names.append(name.value.decode(errors="replace"))
+    return tuple(names)
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

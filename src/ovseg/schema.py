@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,12 @@ from typing import Any
 import yaml
 
 from .errors import OvsError
+
+_MOST_LEVELS = 100
+_MOST_NODES = 1_000_000
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 _BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -94,7 +101,7 @@ def check(data: Any, fields: Mapping[str, Field], where: str, error: type[OvsErr
 
 def shown(value: Any) -> str:
     """Return `value` for a message: its repr, cut to 60 characters."""
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -116,11 +123,35 @@ class _Loader(_BaseLoader):  # type: ignore[misc]
 def read_yaml(path: Path, error: type[OvsError]) -> Any:
     """Return the content of a YAML file; raise `error`, naming file and line, if it cannot be read."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        _check_growth(text)
+        return yaml.load(text, Loader=_Loader)
     except OSError as failure:
         raise error(f"{path} cannot be read: {failure.strerror or failure}.", "Check the path.") from failure
-    except (yaml.YAMLError, UnicodeDecodeError) as failure:
+    except (yaml.YAMLError, ValueError) as failure:
         mark = getattr(failure, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
         problem = getattr(failure, "problem", None) or str(failure).splitlines()[0]
         raise error(f"{path} is not valid YAML{line}: {problem}.", "Correct the file.") from failure
+
+
+def _check_growth(text: str) -> None:
+    """Raise YAMLError for what would take all memory or stack: levels, or nodes that aliases multiply."""
+    sizes: dict[str | None, int] = {}
+    stack: list[tuple[str | None, int]] = [(None, 0)]  # of what is open: anchor, and nodes up to here
+    nodes = 0
+    for event in yaml.parse(text, Loader=_BaseLoader):
+        mark: Any = event.start_mark
+        if isinstance(event, yaml.CollectionStartEvent):
+            stack.append((event.anchor, nodes))
+            nodes += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = stack.pop()
+            sizes[anchor] = nodes - before
+        elif isinstance(event, yaml.ScalarEvent):
+            nodes += 1
+            sizes[event.anchor] = 1
+        elif isinstance(event, yaml.AliasEvent):
+            nodes += sizes.get(event.anchor, _MOST_NODES)  # not whole yet: it holds itself
+        if len(stack) > _MOST_LEVELS or nodes > _MOST_NODES:
+            raise yaml.MarkedYAMLError(problem="it is nested too deeply or without end", problem_mark=mark)

@@ -6,16 +6,28 @@ import contextlib
 import dataclasses
 import logging
 import os
-import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .device import CPU, CUDA, Device, Provider, ProviderRequests, resolve_device, unavailable
+from .device import (
+    CPU,
+    CUDA,
+    OPENVINO,
+    OUT_OF_MEMORY,
+    TENSORRT,
+    Device,
+    Provider,
+    ProviderRequests,
+    no_such_index,
+    resolve_device,
+    unavailable,
+)
+from .engines import give_up_engines, give_up_profiles, has_engines, kept_options, telling_of_build
 from .errors import ConfigError, DeviceUnavailable, ModelError, OvsError
 from .runtime import import_onnxruntime, load_failure, one_line, preload_libraries, usable_cpus
 
@@ -34,10 +46,18 @@ _DTYPES = {"float": "float32", "double": "float64", "string": "object"} | {
 }
 
 _LARGE = 1_000_000_000  # bytes of a model whose activations are gigabytes too
-# Documented by ONNX Runtime as not safe to run from several threads at once.
-_ONE_RUN_AT_A_TIME = frozenset({"DmlExecutionProvider"})
+_DML = "DmlExecutionProvider"
+# Where a provider keeps tensors, as ONNX Runtime names it; the others keep them in the memory of the CPU.
+_MEMORIES = {CUDA: "cuda", TENSORRT: "cuda", "CANNExecutionProvider": "cann", _DML: "dml"}
+# Threads of a session that wait for work spin this long before they sleep. ONNX Runtime's own default is far longer:
+# where another session, thread or process wants the core, it is lost to both.
+_SPIN_MICROSECONDS = 20
+_SPINS_FOR_A_WHILE = (1, 26)  # the first ONNX Runtime that lets us set how long
 
 _said: set[int] = set()
+
+Tensor = Any
+"""A numpy array, or an `OrtValue` of ONNX Runtime, which is not imported here."""
 
 
 class RunError(OvsError):
@@ -116,6 +136,8 @@ class Session:
             )
         ort = import_onnxruntime()
         options = _session_options(ort, threads, optimization)
+        if threads is not None:
+            device = _with_threads(device, threads)
         if profile is not None:
             options.enable_profiling = True
             name = "model" if isinstance(model, bytes) else Path(model).stem
@@ -127,16 +149,22 @@ class Session:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.inputs = tuple(self._info(node) for node in self._session.get_inputs())
         self.outputs = tuple(self._info(node) for node in self._session.get_outputs())
-        one_at_a_time = not _ONE_RUN_AT_A_TIME.isdisjoint(self.providers)
+        self._memory = (_MEMORIES.get(self.providers[0], "cpu"), self.device.index)
+        graph = self.device.providers[0].options.get("enable_cuda_graph") == "1"
+        if graph:
+            check_fixed(self._label, (*self.inputs, *self.outputs))
+        self._replay = _Replay(self._session, self.outputs, self._memory) if graph else None
+        # DirectML is documented as not safe to run from several threads at once.
         self._turn: contextlib.AbstractContextManager[Any] = (
-            threading.Lock() if one_at_a_time else contextlib.nullcontext()
+            threading.Lock() if graph or _DML in self.providers else contextlib.nullcontext()
         )
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run the model once.
 
         Args:
-            feeds: input name to array; every input of the graph, with the dtype and shape of `inputs`.
+            feeds: input name to array, or to what `run_resident` returned; every input of the graph, with the dtype
+                and shape of `inputs`.
             outputs: names of the outputs wanted; None for all.
 
         Returns:
@@ -146,6 +174,19 @@ class Session:
             ConfigError: a name, dtype, rank or fixed dimension that the model does not have.
             RunError: the model failed, such as for want of memory.
         """
+        arrays: dict[str, np.ndarray] = self._run(feeds, outputs, self._run_to_arrays)
+        return arrays
+
+    def run_resident(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """As `run`, with outputs that stay in the memory of the device, where a session on it reads them.
+
+        They are arrays where that is the memory of the CPU, else ONNX Runtime's `OrtValue`; `numpy()` of one copies it.
+        """
+        run = self._run_to_arrays if self._memory[0] == "cpu" else self._run_bound
+        resident: dict[str, Tensor] = self._run(feeds, outputs, run)
+        return resident
+
+    def _run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None, run: Callable[..., Any]) -> Any:
         self._check_feeds(feeds)
         known = [info.name for info in self.outputs]
         wanted = known if outputs is None else list(outputs)
@@ -155,19 +196,53 @@ class Session:
             return {}
         try:
             with self._turn:
-                arrays = self._session.run(wanted, dict(feeds))
+                values = run(feeds, wanted)
         except Exception as error:
-            given = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
-            short_of_memory = isinstance(error, MemoryError) or re.search(
-                "(?i)allocate memory|bad_alloc|out of memory|alloc_failed", str(error)
-            )
-            raise RunError(
+            raise self._failed(feeds, error) from error
+        return dict(zip(wanted, values, strict=True))
+
+    def _run_to_arrays(self, feeds: Mapping[str, Tensor], wanted: list[str]) -> list[np.ndarray]:
+        if self._replay is not None:
+            return self._replay.run(feeds, wanted)
+        arrays = {name: value for name, value in feeds.items() if isinstance(value, np.ndarray)}
+        if len(arrays) == len(feeds):
+            found: list[np.ndarray] = self._session.run(wanted, arrays)
+            return found
+        return [value.numpy() for value in self._run_bound(feeds, wanted, ("cpu", 0))]
+
+    def _run_bound(
+        self, feeds: Mapping[str, Tensor], wanted: list[str], memory: tuple[str, int] | None = None
+    ) -> list[Any]:
+        """Run with inputs where they are and outputs in a memory, by default that of the device."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in wanted:
+            binding.bind_output(name, *(memory or self._memory))
+        self._session.run_with_iobinding(binding)
+        found: list[Any] = binding.get_outputs()
+        return found
+
+    def _failed(self, feeds: Mapping[str, Tensor], error: Exception) -> RunError:
+        """Build the error of a run, which says what the model was given."""
+        given = ", ".join(f"{name} {dtype}{list(shape)}" for name, (dtype, shape) in _described(feeds).items())
+        elsewhere = "" if self.device.kind == "cpu" else ', or use device="cpu" (--device cpu)'
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            return RunError(
                 f"{self._label} failed on {self.providers[0]} with {given}: {one_line(error)}.",
-                "Give it smaller images or fewer prompts at once."
-                if short_of_memory
-                else "Set OVSEG_DEBUG=1 to see ONNX Runtime's log.",
-            ) from error
-        return dict(zip(wanted, arrays, strict=True))
+                f"Set OVSEG_DEBUG=1 to see ONNX Runtime's log{elsewhere}.",
+            )
+        free = [info.name for info in self.inputs if info.shape and not isinstance(info.shape[0], int)]
+        batch = max((_described(feeds)[name][1][0] for name in free), default=1)
+        smaller = f"Use a batch of less than {batch} (batch_size, prompt_batch), or" if batch > 1 else "Give it"
+        where = f"{self.providers[0]} with a batch of {batch}" if free else self.providers[0]
+        return RunError(
+            f"{self._label} ran out of memory on {where}, given {given}: {one_line(error)}.",
+            f"{smaller} smaller images or fewer prompts at once{elsewhere}.",
+        )
 
     def warm_up(self, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
         """Run once on zeros, so that the first real run does not pay for allocation and kernel choice.
@@ -184,6 +259,10 @@ class Session:
         """Create the ONNX Runtime session, on the CPU if `device` cannot be used and was not named."""
         on_cpu = dataclasses.replace(device, kind="cpu", index=0, providers=(Provider(CPU),))
         if trouble := _not_compiled(ort, device):
+            raise trouble
+        if not {CUDA, TENSORRT}.isdisjoint(provider.name for provider in device.providers):
+            preload_libraries(ort)
+        if trouble := no_such_index(device):
             raise trouble
         try:
             session = _create(ort, model, options, device)
@@ -217,27 +296,81 @@ class Session:
         dtype = np.dtype(_DTYPES[element])
         return TensorInfo(node.name, dtype, tuple(node.shape))
 
-    def _check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
+    def _check_feeds(self, feeds: Mapping[str, Tensor]) -> None:
         expected = {info.name: info for info in self.inputs}
         if feeds.keys() != expected.keys():
             raise ConfigError(
                 f"{self._label} was given the inputs {sorted(feeds)}.", f"Give exactly {sorted(expected)}."
             )
-        for name, info in expected.items():
-            array = feeds[name]
-            if not isinstance(array, np.ndarray):
+        for name, value in feeds.items():
+            if not isinstance(value, np.ndarray) and not hasattr(value, "data_ptr"):
                 raise ConfigError(
-                    f"The input {name!r} of {self._label} is a {type(array).__name__}.", "Give a numpy array."
+                    f"The input {name!r} of {self._label} is a {type(value).__name__}.", "Give a numpy array."
                 )
+        for name, (dtype, shape) in _described(feeds).items():
+            info = expected[name]
             fits = not info.shape or (
-                len(array.shape) == len(info.shape)
-                and all(got == want for got, want in zip(array.shape, info.shape, strict=True) if isinstance(want, int))
+                len(shape) == len(info.shape)
+                and all(got == want for got, want in zip(shape, info.shape, strict=True) if isinstance(want, int))
             )
-            if array.dtype != info.dtype or not fits:
+            if dtype != info.dtype or not fits:
                 raise ConfigError(
-                    f"The input {name!r} of {self._label} is {array.dtype} {list(array.shape)}.",
+                    f"The input {name!r} of {self._label} is {dtype} {list(shape)}.",
                     f"Give {info.dtype} [{', '.join('?' if n is None else str(n) for n in info.shape)}].",
                 )
+
+
+class _Replay:
+    """A CUDA graph: the work of a first run, played again from the same memory. One run at a time."""
+
+    def __init__(self, session: Any, outputs: Sequence[TensorInfo], memory: tuple[str, int]) -> None:
+        self._session, self._outputs, self._memory = session, outputs, memory
+        self._inputs: dict[str, Any] = {}
+
+    def run(self, feeds: Mapping[str, Tensor], wanted: Sequence[str]) -> list[np.ndarray]:
+        """Run with the inputs copied to where the graph reads them; return the outputs asked for."""
+        if not self._inputs:
+            self._bind(feeds)
+        else:
+            for name, value in feeds.items():
+                self._inputs[name].update_inplace(value)
+        self._session.run_with_iobinding(self._binding)
+        found = dict(zip((info.name for info in self._outputs), self._binding.copy_outputs_to_cpu(), strict=True))
+        return [found[name] for name in wanted]
+
+    def _bind(self, feeds: Mapping[str, Tensor]) -> None:
+        value_class = import_onnxruntime().OrtValue
+        self._binding = self._session.io_binding()
+        for name, value in feeds.items():
+            array = value if isinstance(value, np.ndarray) else value.numpy()
+            self._inputs[name] = value_class.ortvalue_from_numpy(array, *self._memory)
+            self._binding.bind_ortvalue_input(name, self._inputs[name])
+        for info in self._outputs:
+            kept = value_class.ortvalue_from_shape_and_type(info.shape, info.dtype.type, *self._memory)
+            self._binding.bind_ortvalue_output(info.name, kept)
+
+
+def check_fixed(label: str, tensors: Sequence[TensorInfo]) -> None:
+    """Refuse a CUDA graph of a model whose inputs and outputs are not all of one shape.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    for info in tensors:
+        if not info.shape or any(not isinstance(size, int) for size in info.shape):
+            raise ConfigError(
+                f"enable_cuda_graph is set, and {info.name!r} of {label} has no fixed shape.", "Leave the option out."
+            )
+
+
+def _described(feeds: Mapping[str, Tensor]) -> dict[str, tuple[np.dtype[Any], Sequence[int]]]:
+    """Return dtype and shape of arrays, and of tensors that lie on a device."""
+    return {
+        name: (value.dtype, value.shape)
+        if isinstance(value, np.ndarray)
+        else (np.dtype(_DTYPES[value.data_type()[7:-1]]), value.shape())
+        for name, value in feeds.items()
+    }
 
 
 def _session_options(ort: Any, threads: int | None, optimization: str) -> Any:
@@ -253,6 +386,10 @@ def _session_options(ort: Any, threads: int | None, optimization: str) -> Any:
         threads = usable_cpus()
     if threads is not None:
         options.intra_op_num_threads = threads
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) >= _SPINS_FOR_A_WHILE:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
+    else:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Errors are raised with their text, so there is no need to log them too.
     options.log_severity_level = 1 if _debug() else 4
     return options
@@ -269,16 +406,56 @@ def _debug() -> bool:
     return os.environ.get("OVSEG_DEBUG", "0") not in ("", "0")
 
 
+def _with_threads(device: Device, threads: int) -> Device:
+    """Give the threads also to OpenVINO, which has threads of its own."""
+    main, *others = device.providers
+    if main.name != OPENVINO or "num_of_threads" in main.options:
+        return device
+    main = Provider(OPENVINO, {**main.options, "num_of_threads": str(threads)})
+    return dataclasses.replace(device, providers=(main, *others))
+
+
 def _create(ort: Any, model: str | bytes, options: Any, device: Device) -> Any:
-    providers = [(provider.name, provider.options) for provider in device.providers]
-    names = {provider.name for provider in device.providers}
-    quiet = names != {CPU} and not _debug()
-    if names & {CUDA, "TensorrtExecutionProvider"}:
-        preload_libraries(ort)
+    """Create a session. TensorRT gets a second try: without engines that do not load, or profiles that do not fit."""
+    main = device.providers[0]
+    if main.name == _DML:  # documented: it cannot plan its memory
+        options.enable_mem_pattern = False
+    kept = kept_options(main, model, _shapes(ort, model) if main.name == TENSORRT else {})
+    had_engines = has_engines(kept)
+    try:
+        return _start(ort, model, options, device, kept)
+    except Exception:
+        if main.name != TENSORRT:
+            raise
+        if had_engines:
+            logger.warning(
+                "TensorRT cannot use the engines in %s and builds them again.", kept["trt_engine_cache_path"]
+            )
+            give_up_engines(kept)
+        else:
+            give_up_profiles(kept)
+            kept = kept_options(main, model, _shapes(ort, model))
+        return _start(ort, model, options, device, kept)
+
+
+def _shapes(ort: Any, model: str | bytes) -> dict[str, tuple[int | str | None, ...]]:
+    """Return the shape of each input of a graph."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model, options, providers=[CPU])
+    return {node.name: tuple(node.shape) for node in session.get_inputs()}
+
+
+def _start(ort: Any, model: str | bytes, options: Any, device: Device, kept: Mapping[str, str]) -> Any:
+    main, *others = device.providers
+    providers = [(main.name, {**main.options, **kept}), *((provider.name, provider.options) for provider in others)]
+    quiet = main.name != CPU and not _debug()
     if quiet:  # a provider that cannot load is logged outside the session; we raise or log it ourselves
         ort.set_default_logger_severity(4)
     try:
-        session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        with telling_of_build("the model given as bytes" if isinstance(model, bytes) else Path(model).stem, kept):
+            session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     finally:
         if quiet:
             ort.set_default_logger_severity(2)  # ONNX Runtime's own default

@@ -29,6 +29,7 @@ __all__ = [
     "load_zoo",
     "model_spec",
     "open_model_folder",
+    "shipped_zoo",
     "zoo_path",
 ]
 
@@ -119,10 +120,13 @@ def added_models() -> list[ModelFolder]:
 
 
 def zoo_path() -> Path:
-    """Return the table in use: `OVSEG_ZOO`, else the one in the package, else that of the source checkout."""
+    """Return the table in use: `OVSEG_ZOO`, else the one that ships."""
     chosen = os.environ.get("OVSEG_ZOO")
-    if chosen:
-        return Path(chosen).expanduser()
+    return Path(chosen).expanduser() if chosen else shipped_zoo()
+
+
+def shipped_zoo() -> Path:
+    """Return the table in the package, or that of the source checkout."""
     here = Path(__file__).resolve().parent
     packaged = here / "model_zoo.yaml"
     return packaged if packaged.is_file() else here.parents[1] / "model_zoo.yaml"

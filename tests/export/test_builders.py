@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from functools import cache
@@ -326,3 +328,14 @@ def test_synthetic_images_depend_on_seed_and_size() -> None:
         np.testing.assert_array_equal(picture, synthetic_image(height, width, seed=1))
         assert not np.array_equal(picture, synthetic_image(height, width, seed=2))
         assert picture.std() > 10
+
+
+def test_the_process_that_builds_explains_itself() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "export")}
+    command = [sys.executable, "-m", "ovseg_export.builders"]
+    run = [
+        subprocess.run([*command, argument], env=environment, capture_output=True, text=True, check=False)
+        for argument in ("--help", "{}")
+    ]
+    assert (run[0].returncode, run[1].returncode) == (0, 2)
+    assert "write_archive" in run[0].stdout and "must have family, out_dir" in run[1].stderr

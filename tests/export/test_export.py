@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -21,9 +23,10 @@ from ovseg_export import export_model
 from ovseg_export.builders import ppyoloe_seg, sam, shitu_rec
 from ovseg_export.convert import convert
 from ovseg_export.errors import ParityError, UnsupportedOperators
+from ovseg_export.families import count_classes
 from ovseg_export.lower import TABLE
 from ovseg_export.lower.graph import Graph
-from ovseg_export.program import Op
+from ovseg_export.program import Op, read_program
 
 from ovseg.cli import main
 from ovseg.errors import ConfigError, ModelError, OvsError, SaveError
@@ -172,18 +175,43 @@ def test_a_wrong_graph_is_found_and_leaves_nothing(
 
 def test_a_detector_that_finds_nothing_is_not_proven(tmp_path: Path) -> None:
     folder = ppyoloe_seg.build(tmp_path / "yoloe", image_size=64, score_threshold=1.5)
+    assert count_classes(read_program(folder / "inference.json")) == 80
     with pytest.raises(ParityError, match=r"PP-YOLOE_seg-S is not proven: Paddle detects nothing") as error:
         export_model(folder, tmp_path / "out" / "yoloe")
     assert "--images" in error.value.cure
     assert left(tmp_path / "out") == []
 
 
-def test_an_older_program_is_translated(tmp_path: Path) -> None:
-    folder = shitu_rec.build(tmp_path / "rec", image_size=64, fmt="pdmodel")
-    assert not (folder / "inference.json").exists()
-    model = open_model_folder(export_model(folder, tmp_path / "out", opset=19), verify=True)
+@pytest.fixture(scope="session")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model rec as Paddle 2 wrote it."""
+    return shitu_rec.build(tmp_path_factory.mktemp("older") / "rec", image_size=64, fmt="pdmodel")
+
+
+def test_an_older_program_is_translated(older: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not (older / "inference.json").exists()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))  # only the disk of the result is written to
+    model = open_model_folder(export_model(older, tmp_path / "out", opset=19), verify=True)
     assert (model.facts["opset"], model.facts["source"]["program"]) == (19, "inference.pdmodel")
-    assert not (folder / "inference.json").exists()
+    assert not (older / "inference.json").exists()
+
+
+def test_operators_that_paddle_does_not_know_are_named(older: Path, tmp_path: Path) -> None:
+    from paddle.base import core
+
+    folder = tmp_path / "rec"
+    shutil.copytree(older, folder)
+    program = core.ProgramDesc((folder / "inference.pdmodel").read_bytes())
+    ops = [program.block(0).op(index) for index in range(program.block(0).op_size())]
+    changed = [index for index, op in enumerate(ops) if op.type() == "relu"]
+    for index in changed:
+        ops[index].set_type("frobnicate")
+    (folder / "inference.pdmodel").write_bytes(program.serialize_to_string())
+    with pytest.raises(UnsupportedOperators) as error:
+        export_model(folder, tmp_path / "out")
+    place = f"frobnicate ×{len(changed)} (unknown to Paddle; at frobnicate #{changed[0]} and {len(changed) - 1} more)"
+    assert len(changed) > 1 and place in error.value.cause
+    assert left(tmp_path) == ["rec"]
 
 
 def test_unsupported_operators_are_named_before_anything_runs(built: Path, tmp_path: Path) -> None:
@@ -210,6 +238,16 @@ def _rename(folder: Path) -> None:
     path.write_text(path.read_text().replace("PP-ShiTuV2_rec", "PP-LCNet_x1_0"))
 
 
+def _resize_otherwise(folder: Path) -> None:
+    path = folder / "inference.yml"
+    path.write_text(path.read_text().replace("- 64\n", "- 96\n"))
+
+
+def _spoil_an_attribute(folder: Path) -> None:
+    path = folder / "inference.json"
+    path.write_text(path.read_text().replace('"paddings"', '"poddings"'))
+
+
 def _take_for_sam(folder: Path) -> None:
     path = folder / "inference.yml"
     path.write_text("Global: {model_name: SAM-H_box}\nProcessor: {type: SAMProcessor, size: 64}\n")
@@ -222,6 +260,8 @@ def _take_for_sam(folder: Path) -> None:
         (_cut_parameters, r"inference\.pdiparams"),
         (_rename, "of no family"),
         (_take_for_sam, "program of this sam model has 1 inputs"),
+        (_resize_otherwise, r"inference\.yml: its preprocessing makes images of 3 x 96 x 96, .* takes 3 x 64 x 64"),
+        (_spoil_an_attribute, r"conv2d #\d+ in .* is not written as Paddle writes it \(KeyError: 'paddings'\)"),
     ],
 )
 def test_a_spoilt_model_is_refused(spoil: Callable[[Path], None], message: str, built: Path, tmp_path: Path) -> None:
@@ -239,7 +279,11 @@ def test_a_spoilt_model_is_refused(spoil: Callable[[Path], None], message: str, 
         ({"opset": 11}, "Opset 11"),
         ({"precision": "fp8"}, "no precision 'fp8'"),
         ({"out_dir": "taken"}, "exists and is not empty"),
+        ({"out_dir": "/"}, "/ cannot be replaced"),
         ({"images": "nowhere"}, "nowhere"),
+        ({"precision": "int8", "calibration": "nowhere"}, "nowhere"),
+        ({"calibration": "taken"}, "Nothing is calibrated in fp32"),
+        ({"name": "../rec"}, r"'\.\./rec' cannot be the name"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str, built: Path, tmp_path: Path) -> None:
@@ -251,17 +295,64 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str, built: Path, t
     assert left(tmp_path) == ["taken"] and left(tmp_path / "taken") == ["work"]
 
 
-def test_a_full_disk_leaves_nothing(built: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs a file that is none")
+def test_a_source_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="/dev/null cannot be used: Not a directory"):
+        export_model("/dev/null", tmp_path / "out")
+    assert left(tmp_path) == []
+
+
+def test_the_working_folder_is_not_replaced(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match="cannot be replaced"):
+        export_model(built / "rec", ".")
+    assert left(tmp_path) == ["here"] and left(Path.cwd()) == []
+
+
+def test_of_two_exports_to_one_folder_the_slower_one_fails(built: Path, tmp_path: Path) -> None:
+    def be_faster(message: str) -> None:
+        if message.startswith("comparing"):
+            (tmp_path / "out").mkdir(exist_ok=True)
+            (tmp_path / "out" / "model.yaml").write_text("of the other")
+
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        export_model(built / "rec", tmp_path / "out", progress=be_faster)
+    assert left(tmp_path) == ["out"] and left(tmp_path / "out") == ["model.yaml"]
+
+
+@pytest.mark.parametrize("fmt", ["json", "pdmodel"])
+def test_a_full_disk_leaves_nothing(fmt: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource", reason="needs POSIX limits")
+    model = request.getfixturevalue("built") / "rec" if fmt == "json" else request.getfixturevalue("older")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no file may be larger: what a full disk does
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # no file may be larger: what a full disk does
     try:
         with pytest.raises(SaveError, match="cannot be written") as error:
-            export_model(built / "rec", tmp_path / "out")
+            export_model(model, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert error.value.exit_code == 1
+    assert error.value.exit_code == 1 and str(tmp_path) in error.value.cause
     assert left(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM")
+def test_sigterm_leaves_nothing(built: Path, tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    command = [sys.executable, "-m", "ovseg", "export", str(built / "rec"), "--out", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("comparing"):
+            break
+    hosts = []
+    while not hosts:
+        hosts = psutil.Process(process.pid).children()
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and errors.endswith("ovs: terminated\n")
+    assert left(tmp_path) == [] and not any(host.is_running() for host in hosts)
 
 
 def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

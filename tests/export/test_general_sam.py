@@ -102,6 +102,9 @@ def test_the_folder_runs(folder: Path) -> None:
             multimask=True,
         )
         assert len(result["masks"]) == 2 and len(result.candidates(0)) == 3
+        # The first candidate is the mask that was chosen, though the model has no score to say so.
+        for i, mask in enumerate(result["masks"]):
+            assert np.array_equal(result.candidates(i)[0]["mask"], mask)
         assert result.predicted_iou == [None, None]
         with pytest.raises(PromptError, match="takes no mask as a prompt"):
             result.refine(points=[[[100, 100]], None])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("paddle", reason="needs Paddle (the export extra)")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "export"))
@@ -16,6 +17,7 @@ from ovseg_export import export_model
 from ovseg_export.builders.images import TEST_SIZES, synthetic_image
 
 from ovseg import create_pipeline
+from ovseg.errors import ModelError
 from ovseg.model_folder import open_model_folder
 
 pytestmark = [pytest.mark.export, pytest.mark.slow, pytest.mark.usefixtures("home")]
@@ -27,6 +29,7 @@ FAMILIES = ("mask_rtdetr", "mask_rcnn", "solov2")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_model_runs(family: str, tmp_path: Path) -> None:
     importlib.import_module(f"ovseg_export.builders.{family}").build(tmp_path / "paddle")
+    _refuses_fewer_labels(tmp_path / "paddle")
     folder = export_model(str(tmp_path / "paddle"), tmp_path / "onnx")
     # The graph ends before it spreads its masks over the image.
     assert "low_res_masks" in [port["name"] for port in open_model_folder(folder, verify=True).facts["outputs"]]
@@ -48,3 +51,13 @@ def test_an_exported_model_runs(family: str, tmp_path: Path) -> None:
         # A batch changes the order of sums in the network, and nothing else.
         firsts = [np.array([box["score"] for box in result["boxes"]]) for result in (one, other)]
         np.testing.assert_allclose(*firsts, atol=1e-3)
+
+
+def _refuses_fewer_labels(folder: Path) -> None:
+    described = folder / "inference.yml"
+    text = described.read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    described.write_text(yaml.safe_dump(config | {"label_list": config["label_list"][:79]}), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"inference\.yml: label_list has 79 labels, and the program has 80 classes"):
+        export_model(folder, folder.parent / "refused")
+    described.write_text(text, encoding="utf-8")

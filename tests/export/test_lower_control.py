@@ -148,9 +148,12 @@ def selections(x: Any, i: Any) -> Any:
         paddle.take_along_axis(x, rows, 0, broadcast=False),
         paddle.put_along_axis(x[:3], rows, x[:3, :1], 1, broadcast=False),
         paddle.masked_select(x, x > 0),
+        paddle.masked_select(x, x[:, :1] > 0),
         paddle.nonzero(x > 0),
         paddle.nonzero(x[0] > 0),
         paddle.index_put(x, [i], x[0]),
+        paddle.index_put(x, [x[:, 0] > 0], x[0]),
+        paddle.index_put(x, [x > 0], x[0, :1], accumulate=True),
         paddle.index_put(x, [i, i % 3], x[:3, 1], accumulate=True),
         paddle.repeat_interleave(x[:3], i + 1, axis=0),
     ]
@@ -172,6 +175,7 @@ def sorting(x: Any) -> Any:
         x.argsort(0),
         x.argsort(1, descending=True),
         ties.argsort(0, stable=True),
+        x.sum().argsort(),
         x.astype("int64").sort(0),
     ]
 
@@ -193,6 +197,19 @@ def arrays(x: Any, n: Any) -> Any:
 
 def test_arrays(compare: Compare) -> None:
     compare(arrays, [ROWS, COUNT], *[[X, [n]] for n in (0, 1, 2)])
+
+
+def written_twice(x: Any) -> Any:
+    """The length that was measured before the first write is the place of an element at the second."""
+    array = paddle.tensor.array_write(x, paddle.zeros([1], "int64"))
+    length = paddle.tensor.array_length(array)
+    for factor in (2.0, 3.0):
+        array = paddle.tensor.array_write(x * factor, length, array)
+    return [paddle.tensor.array_read(array, length), paddle.tensor.array_length(array)]
+
+
+def test_an_array_is_written_twice_at_its_former_end(compare: Compare) -> None:
+    compare(written_twice, [ROWS], [X])
 
 
 def chosen_input(x: Any, n: Any) -> Any:

@@ -32,6 +32,8 @@ def reductions(x: Any) -> Any:
         (x > 0).any(1),
         (x > -1).all([0, 2]),
         (x > 0).any(),
+        (x[0, 0] > 0).any(),
+        (x.sum() > 0).all(),
         (x > 0).sum(1),
     ]
 
@@ -42,13 +44,14 @@ def norms(x: Any) -> Any:
         x.norm(1, 1),
         x.norm(float("inf"), 0),
         x.norm(3, 1),
+        x.norm(0.5, 1),
         x.norm(2),
         paddle.nn.functional.normalize(x, axis=1),
     ]
 
 
 def running(x: Any) -> Any:
-    return [x.cumsum(1), x.cumsum(-1), x.cumsum(), (x > 0).astype("int64").cumsum(0)]
+    return [x.cumsum(1), x.cumsum(-1), x.cumsum(), (x > 0).astype("int64").cumsum(0), (x > 0).astype("int32").cumsum(0)]
 
 
 def places(x: Any) -> Any:

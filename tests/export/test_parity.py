@@ -260,6 +260,19 @@ def test_a_failure_of_paddle_is_an_error_and_a_crash_too(tmp_path: Path) -> None
             paddle.run({"x": np.zeros(1, np.float32)})
 
 
+@pytest.mark.export
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX limits")
+def test_a_full_disk_is_no_failure_of_paddle(tmp_path: Path, save_paddle: Any) -> None:
+    import resource
+
+    save_paddle(lambda x: x.tile([1000, 1000]), [((1, 1), "float32")])
+    with Host(tmp_path) as paddle:
+        paddle.load(tmp_path / "inference.json", tmp_path / "inference.pdiparams", optimise=False, onednn=False)
+        resource.prlimit(paddle._process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+        with pytest.raises(OSError, match="File too large"):
+            paddle.run({"x0": np.ones((1, 1), np.float32)})
+
+
 @pytest.mark.parametrize(("amd", "hurry"), [(True, True), (True, False), (False, True)])
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 def test_paddle_hurries_where_told(amd: bool, hurry: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,8 @@ def test_nested_regions_see_outer_values_and_name_their_place(write: Any) -> Non
     ("content", "message"),
     [
         ("{ not json", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("1" * 5000, "is not valid JSON"),
         ("[1, 2]", "is not a Paddle program"),
         ({"base_code": {"magic": "no"}, "program": {}}, "is not a Paddle program"),
         (document(version=9), "has format version 9"),

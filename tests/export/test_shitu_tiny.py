@@ -14,7 +14,17 @@ torch = pytest.importorskip("torch", reason='needs the train extra: pip install 
 pytestmark = pytest.mark.export
 
 from ovseg_export.scenes.library import FORMAT, Library  # noqa: E402
-from ovseg_export.shitu_tiny import DET_SIZE, REC_SIZE, network, protocol, refit, train_det, twin  # noqa: E402
+from ovseg_export.shitu_tiny import (  # noqa: E402
+    DET_SIZE,
+    DET_STRIDE,
+    REC_SIZE,
+    network,
+    protocol,
+    refit,
+    train_det,
+    training,
+    twin,
+)
 from ovseg_export.shitu_tiny.render import Objects  # noqa: E402
 
 
@@ -98,10 +108,10 @@ def test_views_show_the_whole_object_at_any_size(store: Path, tmp_path: Path, re
 def randomised(module: torch.nn.Module, path: Path) -> torch.nn.Module:
     """Weights with BatchNorm statistics that matter, rounded as they ship, and saved as training does."""
     generator = torch.Generator().manual_seed(0)
-    for name, value in module.state_dict().items():
-        if name.endswith(("running_mean", "1.bias")):
+    for norm in (part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)):
+        for value in (norm.running_mean, norm.bias.data):
             value.copy_(0.1 * torch.randn(value.shape, generator=generator))
-        elif name.endswith(("running_var", "1.weight")):
+        for value in (norm.running_var, norm.weight.data):
             value.copy_(0.6 + torch.rand(value.shape, generator=generator))
     np.savez(path, **{k: v.numpy() for k, v in module.state_dict().items() if "num_batches" not in k})
     return module.eval()
@@ -166,36 +176,80 @@ def test_the_discriminant_sees_past_what_views_change() -> None:
     assert recall(fresh) < 0.2
 
 
-def test_boxes_follow_the_scene_and_the_pasted_objects() -> None:
-    """Black objects on white: a box must hold all of the black that is nearer to it than to any other."""
-    objects = np.zeros((1, 96, 96, 4), np.uint8)
-    objects[0, 8:89, 8:89, 3] = 255
-    scene = np.full((320, 320, 3), 255, np.uint8)
-    scene[100:180, 60:150] = 0
+def test_boxes_follow_the_scene_and_what_is_pasted() -> None:
+    """Black things on white: a box must hold all of the black that is nearer to it than to any other."""
+    thing = np.zeros((96, 96, 4), np.uint8)
+    thing[8:89, 8:89, 3] = 255
+    side = train_det.SIDE
+    scene = np.full((side, side, 3), 255, np.uint8)
+    scene[160:290, 100:240] = 0
     boxes = np.zeros((12, 4), np.float32)
-    boxes[0] = 60, 100, 150, 180
+    boxes[0] = 100, 160, 240, 290
     rng, pasted = np.random.default_rng(0), 0
     for _ in range(30):
         canvas, found = scene.copy(), boxes.copy()
-        canvas = train_det.paste(rng, canvas, found, objects)
+        canvas = train_det.paste(rng, canvas, found, lambda _: thing, 3)
         kept = found[found[:, 2] > found[:, 0]].astype(int)
         pasted += len(kept) - 1
-        covered = np.zeros((320, 320), bool)
+        covered = np.zeros((side, side), bool)
         for x0, y0, x1, y1 in kept:
             covered[y0:y1, x0:x1] = True
         assert (canvas[~covered] > 100).mean() > 0.995
-        picture, moved = train_det.augment(rng, scene, boxes, 256, objects)
+        picture, moved = train_det.augment(rng, scene, boxes, 256, lambda _: thing)
         assert picture.shape == (256, 256, 3) and moved.shape == (12, 4)
         assert (moved >= 0).all() and (moved <= 256).all()
     assert pasted > 15
 
 
-def test_cells_answer_for_the_smallest_object_whose_middle_they_are_in() -> None:
+def test_what_is_pasted_is_of_every_kind(store: Path, tmp_path: Path) -> None:
+    sprites = train_det.Sprites(store, tmp_path / "objects.npz")
+    rng, sides = np.random.default_rng(0), set()
+    for _ in range(60):
+        sprite = sprites.draw(rng)
+        assert sprite.ndim == 3 and sprite.shape[2] == 4 and sprite.dtype == np.uint8
+        assert (sprite[..., :3].max(2) <= sprite[..., 3]).all()  # premultiplied
+        sides.add(sprite.shape[0])
+    assert train_det.SPRITE in sides and len(sides) > 5  # an object, and cut-outs and shapes of any size
+    assert sprites.window(rng).shape == (train_det.SIDE, train_det.SIDE, 3)
+
+
+def test_cells_answer_for_the_object_whose_box_they_give() -> None:
+    """Two objects with one middle: the cells give the box of either, and answer for that one."""
     boxes = torch.zeros(1, 12, 4)
     boxes[0, 0] = torch.tensor([0.0, 0, 160, 160])
     boxes[0, 1] = torch.tensor([60.0, 60, 100, 100])
-    positive, targets = train_det.assign(boxes, 10, 10)
-    cells = positive[0].reshape(10, 10)
-    assert cells[4, 4] and targets[0].reshape(10, 10, 4)[4, 4].tolist() == [60, 60, 100, 100]
-    assert cells[2, 2] and targets[0].reshape(10, 10, 4)[2, 2].tolist() == [0, 0, 160, 160]
-    assert not cells[0, 0]
+    side = 160 // DET_STRIDE
+    found = boxes[:, :1].repeat(1, side * side, 1)
+    left = (twin.cell_centres(side, side)[:, 0] < 80)[None]
+    found[left] = boxes[0, 1]
+    positive, targets, quality = train_det.assign(torch.zeros(1, side * side), found, boxes)
+    assert 0 < positive.sum() <= 2 * train_det.ANSWERS
+    sure = positive & (quality > 0.1)  # ten answer for the smaller one too, of which some are to know that they do not
+    assert (targets[sure & left] == boxes[0, 1]).all() and (targets[sure & ~left] == boxes[0, 0]).all()
+    assert (sure & left).any() and (sure & ~left).any()
+    assert quality[sure].tolist() == pytest.approx([1.0] * int(sure.sum()))
+    cells = positive[0].reshape(side, side)
+    assert not cells[0].any() and not cells[:, -1].any()
+    assert not train_det.assign(torch.zeros(1, side * side), found, torch.zeros(1, 12, 4))[0].any()
+
+
+def test_a_detector_learns_one_picture() -> None:
+    """The loss falls with the weights that may change, and the others stay."""
+    torch.manual_seed(0)
+    network = twin.Det()
+    optimisers, parameters = training.adam_for_trunk_and_rest(1e-3, 1e-2)(network)
+    kernel = network.trunk.blocks[5].depthwise.weight.clone()
+    picture = torch.randn(1, 3, 96, 96)
+    boxes = torch.zeros(1, 12, 4)
+    boxes[0, 0] = torch.tensor([20.0, 24, 70, 80])
+    losses = []
+    for _ in range(15):
+        loss = train_det.detection_loss(*network(picture), boxes)
+        losses.append(float(loss.detach()))
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+    assert losses[-1] < 0.7 * losses[0]
+    assert torch.equal(kernel, network.trunk.blocks[5].depthwise.weight) and len(parameters) > 50

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import math
 import re
 import zipfile
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ import pytest
 import yaml
 from file_server import FileServer, tar_of, write_zoo
 from ovseg_export import families
+from ovseg_export.program import Port, Program, Value
 from ovseg_export.source import open_source
 
 from ovseg.errors import DownloadError, ModelError, OvsError
@@ -106,6 +109,13 @@ def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
         (b"just a text", "not a mapping"),
         (b"a: [1", "not valid YAML"),
         (b"\xff\xfe\x00", "not valid YAML"),
+        (b"a: 2026-99-99", "not valid YAML"),
+        (b"a: " + b"[" * 200_000, "nested too deeply"),
+        (b"a: &a [*a]", "without end"),
+        (
+            b"a: &a0 [x, x]\n" + b"".join(b"b%d: &a%d [*a%d, *a%d]\n" % (i, i + 1, i, i) for i in range(40)),
+            "without end",
+        ),
     ],
 )
 def test_a_wrong_description_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
@@ -127,6 +137,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     [
         ("no/such/folder", "no file or folder"),
         ("rec.tar", "no file or folder"),
+        (__file__, "is no archive"),
         ("PP-ShiTuV2_rek", "did you mean"),
     ],
 )
@@ -156,6 +167,28 @@ def test_a_model_with_a_name_of_its_own_is_recognised_by_arch(
 ) -> None:
     family, name = families.recognise(config, "inference.yml")
     assert (family.name, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "expected"),
+    [
+        ({"Global": {"model_name": "PP-ShiTuV2_rec"}}, "products", "shitu_rec"),
+        ({"Global": {"model_name": "parts"}, "arch": "RCNN", "mask": True}, "parts", "mask_rcnn"),
+        ({"arch": "RCNN", "mask": True}, "Cascade-MaskRCNN-ResNet50-FPN", "cascade_mask_rcnn"),
+        ({"Global": {"model_name": "parts"}}, "SOLOv2", "solov2"),
+        ({"Global": {"model_name": "MaskRCNN-ResNet50"}}, "SOLOv2", "model 'MaskRCNN-ResNet50', not SOLOv2"),
+        ({"Global": {"model_name": "SAM-H_box"}}, "SAM-H_point", "model 'SAM-H_box', not SAM-H_point"),
+        ({"arch": "RCNN", "mask": True}, "SOLOv2", "model 'RCNN', not SOLOv2"),
+    ],
+)
+def test_the_name_must_be_what_the_folder_says(config: dict[str, Any], name: str, expected: str) -> None:
+    if "not" not in expected:
+        family, called = families.recognise(config, "inference.yml", name)
+        assert (family.name, called) == (expected, name)
+        return
+    with pytest.raises(ModelError, match=expected) as error:
+        families.recognise(config, "x.tar: inference.yml", name)
+    assert "x.tar: inference.yml" in error.value.cause
 
 
 @pytest.mark.parametrize(
@@ -210,9 +243,16 @@ def test_preprocessing_is_translated() -> None:
         ([RESIZE], "no step NormalizeImage"),
         ([NORMALISE], "no step Resize"),
         ([RESIZE | {"target_size": [0, 640]}, NORMALISE], r"target_size is \[0, 640\]"),
+        ([RESIZE | {"target_size": 10**9}, NORMALISE], "target_size is 1000000000"),
+        ([RESIZE, NORMALISE, {"type": "PadStride", "stride": 10**9}], "PadStride.stride is 1000000000"),
         ([RESIZE | {"interp": 9}, NORMALISE], "interp is 9"),
         ([RESIZE, NORMALISE | {"mean": [1, 2]}], r"mean is \[1, 2\]"),
-        ([RESIZE, NORMALISE | {"std": [1, 0, 1]}], "std"),
+        ([RESIZE, NORMALISE | {"mean": [0, 0, math.nan]}], r"inference.yml: NormalizeImage.mean is \[0, 0, nan\]"),
+        ([RESIZE, NORMALISE | {"mean": [0, 0, 1e39]}], "NormalizeImage.mean"),
+        ([RESIZE, NORMALISE | {"std": [1, 0, 1]}], "NormalizeImage.std"),
+        ([RESIZE, NORMALISE | {"std": [1, 1, -1]}], "NormalizeImage.std"),
+        ([RESIZE, NORMALISE | {"std": [1, 1, 1e-9]}], "NormalizeImage.std"),
+        ([RESIZE, NORMALISE | {"scale": math.nan}], "NormalizeImage.scale is nan"),
         ([RESIZE, NORMALISE, {"type": "WarpAffine"}], "'WarpAffine' is not known"),
     ],
 )
@@ -220,3 +260,24 @@ def test_wrong_preprocessing_is_refused_with_its_key(steps: object, message: str
     config = {} if steps is None else {"Preprocess": steps}
     with pytest.raises(OvsError, match=message):
         families.read_preprocess(families.FAMILIES["mask_rcnn"], config, "inference.yml")
+
+
+def test_statistics_of_sam_are_checked_too() -> None:
+    config = {"Processor": {"size": 64, "std": [1, 1, math.inf]}}
+    with pytest.raises(ModelError, match=r"inference.yml: Processor.std is \[1, 1, inf\]"):
+        families.read_preprocess(families.FAMILIES["sam"], config, "inference.yml")
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"image": (-1, 3, -1, -1), "im_id": (1,)}, {"x": (1, 10)}, {"image": (-1, 3, 8, 8), "im_shape": (2,)}]
+)
+def test_inputs_that_no_family_has_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
+    ports = tuple(Port(name, Value(i, "float32", shape)) for i, (name, shape) in enumerate(shapes.items()))
+    with pytest.raises(ModelError, match=f"has {len(shapes)} inputs") as error:
+        families.input_names(families.FAMILIES["picodet"], Program((), ports, (), {}), "x.tar: inference.yml")
+    assert "x.tar" in error.value.cause
+
+
+def test_what_model_yaml_cannot_say_is_left_out() -> None:
+    config = {"NMS": {"name": "MultiClassNMS", "keep_top_k": 100, "since": datetime.date(2026, 1, 1)}}
+    assert families.read_postprocess(config) == {"nms": {"name": "MultiClassNMS", "keep_top_k": 100}}

@@ -17,8 +17,8 @@ DATA = Path(__file__).parent.parent / "data"
 REC, DET = "ShiTu-tiny-rec", "ShiTu-tiny-det"
 TILE = 64
 
-# What the weights that ship reach, less a little. The goal for both is 0.85, which the detector does not reach.
-RECALL_FLOOR, AP50_FLOOR = 0.90, 0.69
+# What the weights that ship reach here, less a little. The goal for both is 0.85, on the larger sets of the protocol.
+RECALL_FLOOR, AP50_FLOOR = 0.90, 0.82
 
 
 def tiles(name: str) -> list[np.ndarray]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +57,12 @@ def plain(box: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def serve(pipeline: Any, queries: list[str], options: dict[str, Any], index: Any) -> None:
-    """Answer each line of standard input with the seconds that all queries took: for benchmarks."""
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter(), time.process_time()
-        found = sum(len(result["boxes"]) for result in pipeline.predict(queries, index=index, **options))
-        print(time.perf_counter() - started[0], time.process_time() - started[1], found, flush=True)
-
-
 def main() -> None:
     """`request.json` holds models, gallery, labels, queries and indexes; results go beside it."""
     request_file = Path(sys.argv[1])
     request = json.loads(request_file.read_text())
     repair()
     pipeline = make_pipeline(request["detection"], request["recognition"])
-    if request.get("serve"):
-        index = pipeline.build_index(request["gallery"], request["labels"], index_type="Flat")
-        serve(pipeline, request["queries"], request["options"], index)
-        return
     embeddings = [result["feature"] for result in pipeline.rec_model(request["gallery"])]
     np.save(request_file.with_name("embeddings.npy"), np.array(embeddings))
     for number, index in enumerate(request["indexes"]):

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from sam_graphs import LOW, write_folder
+from onnx import numpy_helper
+from sam_graphs import LOW, encoder, general_decoder, write_folder
 
 from ovseg import create_pipeline
 from ovseg.errors import ConfigError, DeviceUnavailable, ImageError, ModelError, PromptError
@@ -346,6 +347,14 @@ def test_everything(make: Make, pixels: np.ndarray) -> None:
         result.refine(points=[[1, 1]])
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 90), (90, 1)])
+def test_the_smallest_images_have_crops_too(make: Make, shape: tuple[int, int]) -> None:
+    pixels = np.full((*shape, 3), 90, np.uint8)
+    result = make().segment_everything(pixels, 2, 0.0, 0.0, crops=3, min_area=5)
+    assert all(mask.shape == shape for mask in result["masks"])
+    assert all(type(info["stability_score"]) is float for info in result["mask_infos"])
+
+
 def test_crops_find_what_is_small(make: Make, pixels: np.ndarray) -> None:
     settings = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0, "box_nms_thresh": 1.0}
     whole = make("points").segment_everything(pixels, **settings)
@@ -480,7 +489,7 @@ SubModules:
         encoding="utf-8",
     )
     for names in ({"pipeline": str(path)}, {"pipeline_name": path}, {"config": str(path)}):
-        pipeline = create_pipeline(**names, device="cpu", use_hpip=True, hpi_config={"backend": "x"})
+        pipeline = create_pipeline(**names, device="cpu", engine="paddle", pp_option={"run_mode": "x"})
         assert len(next(pipeline.predict(pixels, BOXES))["masks"]) == 2
     # The model for points is not here, and is asked for only now.
     with pytest.raises(ModelError, match="SAM-H_point is not on this machine"):
@@ -586,3 +595,26 @@ def test_scores_where_the_decoder_tells(sam_folders: dict[str, Path], pixels: np
     assert result.predicted_iou == pytest.approx(together)
     others = create_pipeline("open_vocabulary_segmentation", model_dir=sam_folders["boxes"], device="cpu")
     assert next(iter(others.predict(pixels, prompt=boxes))).predicted_iou == [None] * 3
+
+
+@pytest.mark.parametrize("missing", ["mask_input", "has_mask_input", "point_labels"])
+def test_a_decoder_without_one_of_two_inputs_that_go_together(missing: str, tmp_path: Path) -> None:
+    """The input became a constant, as exporters make of what they take for one."""
+    decoder = general_decoder()
+    (found,) = [value for value in decoder.graph.input if value.name == missing]
+    decoder.graph.input.remove(found)
+    shape = [dimension.dim_value or 1 for dimension in found.type.tensor_type.shape.dim]
+    decoder.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), missing))
+    for name, graph in (("encoder", encoder()), ("decoder", decoder)):
+        (tmp_path / f"{name}.onnx").write_bytes(graph.SerializeToString())
+    files = {"encoder": tmp_path / "encoder.onnx", "decoder": tmp_path / "decoder.onnx"}
+    with pytest.raises(ModelError, match="not those of a SAM decoder"):
+        create_pipeline("open_vocabulary_segmentation", device="cpu", **files)
+
+
+def test_one_prompt_is_as_good_as_a_list_of_one(make: Make, pixels: np.ndarray) -> None:
+    with make().open(pixels) as image:
+        for one in (Prompt(box=BOXES[0]), {"box": BOXES[0]}):
+            assert np.array_equal(image.segment(one)["masks"][0], image.segment(boxes=BOXES[:1])["masks"][0])
+        with pytest.raises(PromptError, match="5 is not a list"):
+            image.segment(5)

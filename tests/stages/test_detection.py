@@ -49,29 +49,31 @@ def test_resized_shape_keeps_the_ratio(height: int, width: int, expected: tuple[
 def test_prepare_resizes_normalises_and_pads() -> None:
     pixels = np.empty((40, 100, 3), np.uint8)
     pixels[:] = (110, 60, 30)  # blue, green, red
-    prepared = prepare(pixels, read_preprocessing(FACTS | {"pad_stride": 16}, "x"))
-    assert prepared.image.dtype == np.float32 and prepared.image.shape == (3, 32, 48)
-    assert prepared.im_shape.tolist() == [19, 48]
-    assert prepared.scale_factor.tolist() == [np.float32(19 / 40), np.float32(48 / 100)]
-    assert np.allclose(prepared.image[:, :19, :48], np.array([10, 10, 10])[:, None, None])
-    assert not prepared.image[:, 19:].any()
+    prepared = prepare([pixels, pixels + 1], read_preprocessing(FACTS | {"pad_stride": 16}, "x"))
+    assert prepared.image.dtype == np.float32 and prepared.image.shape == (2, 3, 32, 48)
+    assert prepared.im_shape.tolist() == [[19, 48]] * 2
+    assert prepared.scale_factor.tolist() == [[np.float32(19 / 40), np.float32(48 / 100)]] * 2
+    assert np.allclose(prepared.image[0, :, :19, :48], np.array([10, 10, 10])[:, None, None])
+    assert (prepared.image[1, :, :19, :48] > prepared.image[0, :, :19, :48]).all()
+    assert not prepared.image[..., 19:, :].any()
 
 
 def test_prepare_to_a_fixed_size_is_height_by_width() -> None:
     pixels = np.zeros((10, 20, 3), np.uint8)
-    prepared = prepare(pixels, read_preprocessing(FACTS | {"keep_ratio": False}, "x"))
-    assert prepared.image.shape == (3, 32, 48)
-    assert prepared.scale_factor.tolist() == [np.float32(3.2), np.float32(2.4)]
+    other = np.zeros((40, 10, 3), np.uint8)
+    prepared = prepare([pixels, other], read_preprocessing(FACTS | {"keep_ratio": False}, "x"))
+    assert prepared.image.shape == (2, 3, 32, 48)
+    assert np.allclose(prepared.scale_factor, [[3.2, 2.4], [0.8, 4.8]])
 
 
 def test_floats_are_resized_where_the_model_normalises_first() -> None:
     pixels = np.zeros((2, 2, 3), np.uint8)
     pixels[:, 1] = 3  # between 0 and 3 lie values that bytes would round
     facts = FACTS | {"mean": [0.0] * 3, "std": [1.0] * 3, "size": [2, 5], "keep_ratio": False}
-    rounded = prepare(pixels, read_preprocessing(facts, "x")).image
-    exact = prepare(pixels, read_preprocessing(facts | {"normalize_first": True}, "x")).image
+    rounded = prepare([pixels], read_preprocessing(facts, "x")).image
+    exact = prepare([pixels], read_preprocessing(facts | {"normalize_first": True}, "x")).image
     assert np.array_equal(rounded, np.rint(rounded))
-    assert np.allclose(exact[0, 0], [0, 0.3, 1.5, 2.7, 3], atol=1e-6)
+    assert np.allclose(exact[0, 0, 0], [0, 0.3, 1.5, 2.7, 3], atol=1e-6)
 
 
 @pytest.mark.parametrize(

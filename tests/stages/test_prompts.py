@@ -243,3 +243,45 @@ def test_a_mask_has_the_size_of_the_image() -> None:
     check_inside(gather_prompts([Prompt(mask=np.ones((50, 100), bool))]), 50, 100)
     with pytest.raises(PromptError, match="5x4 pixels"):
         check_inside(gather_prompts([Prompt(mask=np.ones((4, 5), bool))]), 50, 100)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"points": 5}, "5 is not a list"),
+        ({"points": np.array(3)}, "is not a list"),
+        ({"points": ([x, x] for x in (1, 2))}, "is not a list"),
+        ({"points": [[1, 2]], "labels": [np.array([1])]}, r"\[1\] is not known"),
+        ({"mask": [[1, 0], [1]]}, "different length"),
+        ({"mask": np.full((4, 4), 1e300)}, "not finite as float32"),
+    ],
+)
+def test_parts_of_other_kinds_are_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        Prompt(**parts)
+
+
+@pytest.mark.parametrize("prompts", [5, "a cup", np.zeros((1, 4)), None])
+def test_what_is_no_list_of_prompts_is_refused(prompts: Any) -> None:
+    with pytest.raises(PromptError):
+        gather_prompts(prompts)
+
+
+def test_one_prompt_needs_no_list() -> None:
+    for one in (Prompt(box=[1, 2, 3, 4]), {"box": [1, 2, 3, 4]}):
+        assert gather_prompts(one).given == [[1, 2, 3, 4]]
+
+
+def test_arrays_in_lists_are_as_good_as_lists() -> None:
+    found = combine_prompts(
+        boxes=[np.array([1, 2, 30, 40])] * 2,
+        points=[np.array([[5, 6], [7, 8]]), None],
+        labels=[np.array([1, 0]), None],
+    )
+    assert found.items[0].points == [[5, 6], [7, 8]] and found.items[0].labels == [1, 0]
+    assert found.items[1].points == [] and found.items[1].box == [1, 2, 30, 40]
+
+
+def test_a_mask_that_is_one_number_is_refused() -> None:
+    with pytest.raises(PromptError, match=r"shape \(\)"):
+        combine_prompts(masks=np.array(1))

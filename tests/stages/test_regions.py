@@ -34,10 +34,17 @@ def test_crops_overlap_and_cover_the_image() -> None:
     assert crops[1][1][2] - crops[3][1][0] == 30
 
 
+def test_an_image_of_few_pixels_has_no_crops_without_pixels() -> None:
+    for height, width in ((1, 1), (1, 700), (2, 3), (5, 1)):
+        for _, (x1, y1, x2, y2) in crop_boxes(height, width, 3, 512 / 1500):
+            assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+
+
 def test_stability_is_the_iou_of_two_thresholds() -> None:
     logits = np.full((10, 10), -5, np.float32)
     logits[:4, :5], logits[4:6, :5] = 5, 0.5
-    assert stability_score(logits, 1.0) == pytest.approx(20 / 30)
+    score = stability_score(logits, 1.0)
+    assert type(score) is float and score == pytest.approx(20 / 30)
     assert stability_score(np.full((4, 4), -5, np.float32), 1.0) == 0.0
 
 

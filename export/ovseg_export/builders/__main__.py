@@ -1,18 +1,17 @@
-"""`python -m ovseg_export.builders '{"family": …}'`: builds one archive in this process."""
+"""Builds one archive in this process; the functions `build` call it."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 
 from .archive import write_archive
 
 if __name__ == "__main__":
-    request = json.loads(sys.argv[1])
-    write_archive(
-        request["family"],
-        request["out_dir"],
-        seed=request["seed"],
-        fmt=request["fmt"],
-        options=request["options"],
-    )
+    parser = argparse.ArgumentParser(prog="python -m ovseg_export.builders", description=__doc__)
+    keys = ("family", "out_dir", "seed", "fmt", "options")
+    parser.add_argument("request", type=json.loads, help=f"arguments of `write_archive` as JSON: {', '.join(keys)}")
+    request = parser.parse_args().request
+    if not isinstance(request, dict) or set(request) != set(keys):
+        parser.error(f"the request must have {', '.join(keys)}")
+    write_archive(**request)

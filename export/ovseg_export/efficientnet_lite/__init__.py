@@ -53,6 +53,11 @@ TAPS = (2, 4, 10, 15)  # the last block of stride 4, 8, 16 and 32
 CHANNELS = tuple(BLOCKS[tap].outputs for tap in TAPS)
 
 
+def taps(blocks: int) -> tuple[int, ...]:
+    """Blocks of the first `blocks` whose maps are given out: the last one of each stride from 4 on."""
+    return (*(tap for tap in TAPS if tap < blocks - 1), blocks - 1)
+
+
 def padding(kernel: int, stride: int) -> tuple[int, int]:
     """Pixels before and after an even side, as TensorFlow's SAME pads: the odd one comes after."""
     total = kernel - stride

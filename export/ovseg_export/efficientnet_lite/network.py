@@ -5,7 +5,7 @@ from __future__ import annotations
 from paddle import nn
 from paddle.nn import functional
 
-from . import BLOCKS, STEM, TAPS, Block, padding
+from . import BLOCKS, STEM, Block, padding, taps
 
 
 class Inverted(nn.Layer):
@@ -27,18 +27,23 @@ class Inverted(nn.Layer):
 
 
 class EfficientNetLite0(nn.Layer):
-    """[N, 3, H, W], sides multiples of 32, to maps of stride 4, 8, 16 and 32 with 24, 40, 112 and 320 channels."""
+    """[N, 3, H, W], sides multiples of 32, to maps of stride 4, 8, 16 and 32 with 24, 40, 112 and 320 channels.
 
-    def __init__(self) -> None:
+    Args:
+        blocks: of `BLOCKS`, from the first; the last map is that of the last one.
+    """
+
+    def __init__(self, blocks: int = len(BLOCKS)) -> None:
         super().__init__()
+        self.taps = taps(blocks)
         self.stem = nn.Conv2D(3, STEM, 3, 2, [0, 1, 0, 1])
-        self.blocks = nn.LayerList([Inverted(block) for block in BLOCKS])
+        self.blocks = nn.LayerList([Inverted(block) for block in BLOCKS[:blocks]])
 
     def forward(self, image):
         x = functional.relu6(self.stem(image))
         maps = []
         for i, block in enumerate(self.blocks):
             x = block(x)
-            if i in TAPS:
+            if i in self.taps:
                 maps.append(x)
         return maps

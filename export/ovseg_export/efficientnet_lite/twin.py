@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from . import BLOCKS, STEM, TAPS, Block, padding
+from . import BLOCKS, STEM, Block, padding, taps
 
 
 class Depthwise(torch.autograd.Function):
@@ -53,33 +53,33 @@ class Inverted(nn.Module):
         self.project = nn.Conv2d(wide, block.outputs, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = x if self.expand is None else functional.relu6(self.expand(x))
+        y = x if self.expand is None else functional.relu6(self.expand(x), inplace=True)
         kernel, bias, [stride, _] = self.depthwise.weight, self.depthwise.bias, self.depthwise.stride
         inside = self.ends[0] if stride == 1 else 0
         if stride > 1:
             y = functional.pad(y, (*self.ends, *self.ends))
-        y = self.project(functional.relu6(Depthwise.apply(y, kernel, bias, stride, inside)))
+        y = self.project(functional.relu6(Depthwise.apply(y, kernel, bias, stride, inside), inplace=True))
         return x + y if self.shortcut else y
 
 
 class EfficientNetLite0(nn.Module):
     """[N, 3, H, W], sides multiples of 32, to maps of stride 4, 8, 16 and 32 with 24, 40, 112 and 320 channels.
 
-    What ImageNet taught the depthwise kernels, the stem and the first block stays as it is in training.
+    Args:
+        blocks: of `BLOCKS`, from the first; the last map is that of the last one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int = len(BLOCKS)) -> None:
         super().__init__()
+        self.taps = taps(blocks)
         self.stem = nn.Conv2d(3, STEM, 3, 2)
-        self.blocks = nn.ModuleList([Inverted(block) for block in BLOCKS])
-        for fixed in (self.stem, self.blocks[0]):
-            fixed.requires_grad_(False)
+        self.blocks = nn.ModuleList([Inverted(block) for block in BLOCKS[:blocks]])
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        x = functional.relu6(self.stem(functional.pad(image, (0, 1, 0, 1))))
+        x = functional.relu6(self.stem(functional.pad(image, (0, 1, 0, 1))), inplace=True)
         maps = []
         for i, block in enumerate(self.blocks):
             x = block(x)
-            if i in TAPS:
+            if i in self.taps:
                 maps.append(x)
         return maps

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ovseg_export.errors import UnsupportedCase, UnsupportedOperators
+from ovseg_export.errors import ProgramError, UnsupportedCase, UnsupportedOperators
 from ovseg_export.lower import control, detection, elementwise, nn, reduce, select, shape
 from ovseg_export.lower.elementwise import Lowering
 from ovseg_export.lower.graph import Graph
@@ -58,7 +58,7 @@ def require_lowerings(program: Program) -> None:
     """Raise UnsupportedOperators, naming every operator that the table lacks, with its place and count."""
     problems = scan(program)
     if problems:
-        raise _refusal(problems)
+        raise refusal(problems)
 
 
 def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, opset: int) -> Graph:
@@ -75,6 +75,7 @@ def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, ops
     Raises:
         UnsupportedOperators: naming every operator, or use of one, that cannot be lowered, with its place and
             count.
+        ProgramError: an operator lacks what Paddle writes of it.
 
     """
     require_lowerings(program)
@@ -83,6 +84,11 @@ def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, ops
     def lower(graph: Graph, op: Op) -> None:
         try:
             _lower(graph, op)
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
+            raise ProgramError(
+                f"{op.location} is not written as Paddle writes it ({type(error).__name__}: {error}).",
+                "Download or save the model again; report the model if that does not help.",
+            ) from error
         except UnsupportedCase as reason:
             refused.setdefault((op.name, str(reason)), []).append(op.location)
             for value in op.outputs:  # keep going, to name every problem at once
@@ -97,7 +103,7 @@ def lower_program(program: Program, parameters: Mapping[str, np.ndarray], *, ops
         graph.bind(value, name)
     graph.run(program.ops)
     if refused:
-        raise _refusal([Unsupported(name, reason, tuple(at)) for (name, reason), at in refused.items()])
+        raise refusal([Unsupported(name, reason, tuple(at)) for (name, reason), at in refused.items()])
     return graph
 
 
@@ -116,7 +122,8 @@ def _lower(graph: Graph, op: Op) -> None:
         graph.bind(value, name)
 
 
-def _refusal(problems: list[Unsupported]) -> UnsupportedOperators:
+def refusal(problems: list[Unsupported]) -> UnsupportedOperators:
+    """The error that names all problems."""
     listed = "; ".join(str(problem) for problem in problems)
     return UnsupportedOperators(
         f"The program uses {len(problems)} operators that cannot become ONNX: {listed}.",

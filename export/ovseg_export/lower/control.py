@@ -103,7 +103,7 @@ def array_write(g: Graph, op: Op) -> str:
     """Appends where the index is the array's length; else replaces the element, or appends at the end."""
     array, tensor, index = op.inputs
     name = g[array]
-    if g[index] in g.lengths:
+    if g.lengths.get(g[index]) == name:
         return g.op("SequenceInsert", name, g[tensor])
     position = g.scalar(index)
     inserted = g.op("SequenceInsert", name, g[tensor], position)
@@ -130,10 +130,11 @@ def slice_array_dense(g: Graph, op: Op) -> str:
 
 
 def array_length(g: Graph, op: Op) -> str:
-    length = g.op("SequenceLength", g[op.inputs[0]])
+    array = g[op.inputs[0]]
+    length = g.op("SequenceLength", array)
     if op.outputs[0].rank == 1:
         length = g.reshape(length, 1)
-    g.lengths.add(length)
+    g.lengths[length] = array
     return length
 
 

@@ -7,6 +7,8 @@ and returns rows (batch, class, box) in the order of batch, class, falling score
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ovseg_export.errors import UnsupportedCase
@@ -212,50 +214,67 @@ def multiclass_nms(g: Graph, op: Op) -> tuple[str, ...]:
 
 
 def _suppress(g: Graph, op: Op, boxes: str, scores: str, candidates: int) -> str:
-    """ONNX NMS of boxes [b, n, 4] and scores [b, c, n]; at most `nms_top_k` scores of a class take part."""
+    """ONNX NMS of boxes [b, n, 4] and scores [b, c, n]; at most `nms_top_k` scores of a class take part.
+
+    No more than `keep_top_k` of a class can stay in the end, so that no more are looked for: the time is quadratic.
+    """
     a = op.attributes
     threshold = g.const(a["score_threshold"], np.float32)
     top = a["nms_top_k"]
     if top > -1 and not 0 <= candidates <= top:
         scores = _mask_beyond_best(g, op, scores, threshold, top)
-    chosen = g.op(
-        "NonMaxSuppression",
+    borders, overlap, least = (
         _inclusive(g, boxes, not a["normalized"]),
-        scores,
-        g.op("Shape", scores, start=2, end=3),
         g.const([a["nms_threshold"]], np.float32),
         g.reshape(threshold, 1),
     )
-    return _suppress_empty(g, op, boxes, chosen) if a["normalized"] else chosen
+
+    def choose(most: str) -> str:
+        return g.op("NonMaxSuppression", borders, scores, most, overlap, least)
+
+    everything, keep = g.op("Shape", scores, start=2, end=3), a["keep_top_k"]
+    chosen = choose(g.i64(keep) if keep >= 0 else everything)
+    if not a["normalized"]:
+        return chosen
+    return _suppress_empty(g, op, boxes, chosen, lambda: choose(everything) if keep >= 0 else chosen)
 
 
-def _suppress_empty(g: Graph, op: Op, boxes: str, chosen: str) -> str:
+def _suppress_empty(g: Graph, op: Op, boxes: str, chosen: str, choose_all: Callable[[], str]) -> str:
     """What ONNX's NMS chose, without the boxes of no area that touch a better such box of their class.
+
+    Where some go, others come up: then all that NMS would choose is asked for.
 
     Their overlap is 0 / 0, which Paddle's multiclass_nms3 does not take for below the threshold (its other
     operators do); ONNX's keeps every box of no area. Clipping at the border of a picture makes many.
     """
-    found = g.op("GatherND", boxes, g.gather(chosen, g.i64(0, 2), 1))
-    first, last = g.ops("Split", [found, g.i64(2, 2)], 2, axis=1)
-    area = g.reduce("ReduceProd", g.op("Sub", last, first), [1], False)
-    empty = g.op("Equal", area, g.const(0, np.float32))
+    _, empty = _empty(g, boxes, chosen)
     count = g.reduce("ReduceSum", g.cast(empty, "int64"), None, False)
     branches = []
     for label in ("then", "else"):
         with g.region() as nodes:
             result = chosen
             if label == "then":
-                rows = g.reshape(g.op("NonZero", empty), -1)
-                corners_, owner = g.gather(found, rows), g.gather(g.gather(chosen, g.i64(0, 1), 1), rows)
+                everything = choose_all()
+                found, without_area = _empty(g, boxes, everything)
+                rows = g.reshape(g.op("NonZero", without_area), -1)
+                corners_, owner = g.gather(found, rows), g.gather(g.gather(everything, g.i64(0, 1), 1), rows)
                 alive = g.cast(_first_of_touching(g, op, corners_, owner), "int64")
-                ones = g.op("Expand", g.i64(1), g.shape(empty))
+                ones = g.op("Expand", g.i64(1), g.shape(without_area))
                 kept = g.cast(g.op("ScatterElements", ones, rows, alive, axis=0), "bool")
-                result = g.op("Compress", chosen, kept, axis=0)
+                result = g.op("Compress", everything, kept, axis=0)
             result = g.identity_node(result)
             types = {result: Value(0, "int64", ())}
             branches.append(g.subgraph(nodes, f"empty_{label}_{op.index}", (), [result], types))
     several = g.op("Greater", count, g.const(1, np.int64))
     return g.ops("If", [several], 1, then_branch=branches[0], else_branch=branches[1])[0]
+
+
+def _empty(g: Graph, boxes: str, chosen: str) -> tuple[str, str]:
+    """The boxes [m, 4] that NMS chose, and which of them have no area [m]."""
+    found = g.op("GatherND", boxes, g.gather(chosen, g.i64(0, 2), 1))
+    first, last = g.ops("Split", [found, g.i64(2, 2)], 2, axis=1)
+    area = g.reduce("ReduceProd", g.op("Sub", last, first), [1], False)
+    return found, g.op("Equal", area, g.const(0, np.float32))
 
 
 def _first_of_touching(g: Graph, op: Op, boxes: str, owner: str) -> str:

@@ -89,7 +89,7 @@ class Graph:
         self.constants: dict[str, np.ndarray] = {}
         self.values: dict[int, Names] = {}
         self.roots: dict[int, int] = {}
-        self.lengths: set[str] = set()  # lengths of tensor arrays: writing there appends
+        self.lengths: dict[str, str] = {}  # length of a tensor array → the array, as it was when measured
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = 0
         self._hint = ""

@@ -374,6 +374,9 @@ class Run:
         self.out, self.checkpoint = out, out / "checkpoint.pt"
         self.network = SamTiny()
         start_from(self.network, weights)
+        trunk = self.network.encoder.trunk
+        for fixed in (trunk.stem, trunk.blocks[0]):
+            fixed.requires_grad_(False)
         self.network.to(memory_format=torch.channels_last)
         self.auxiliary = Auxiliary(self.network)
         self.ema = SamTiny().eval()

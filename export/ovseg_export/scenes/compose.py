@@ -107,10 +107,10 @@ def compose(rng: np.random.Generator, library: Library, size: int = 512, mix: Mi
                 rgba = _shrink(rgba, scale)
             label = (record.key, record.set, record.name)
         elif kind == 1:
-            rgba = _cutout(rng, library, side)
+            rgba = cutout(rng, library, side)
             label = ("", "cutout", "")
         else:
-            rgba = _shape(rng, side)
+            rgba = shape(rng, side)
             label = ("", "shape", "")
         placed = _place(rng, rgba, side, size)
         if placed is None:
@@ -216,8 +216,8 @@ def _place(rng: np.random.Generator, rgba: np.ndarray, side: float, size: int) -
         return None
     target = (turned - low + 2).astype(np.float32)
     matrix = cv2.getPerspectiveTransform(corners, target)
-    premultiplied = _premultiply(rgba)
-    warped = cv2.warpPerspective(premultiplied, matrix, (int(out_w), int(out_h)), flags=cv2.INTER_LINEAR)
+    flat = premultiplied(rgba)
+    warped = cv2.warpPerspective(flat, matrix, (int(out_w), int(out_h)), flags=cv2.INTER_LINEAR)
     if rng.random() < 0.35:  # feather: mask and colour soften together
         warped = cv2.GaussianBlur(warped, (0, 0), float(rng.uniform(0.4, 1.4)) * size / 512)
     return warped[..., :3], np.ascontiguousarray(warped[..., 3])
@@ -235,7 +235,7 @@ def _position(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> tu
     return x, y
 
 
-def _premultiply(rgba: np.ndarray) -> np.ndarray:
+def premultiplied(rgba: np.ndarray) -> np.ndarray:
     alpha = rgba[..., 3]
     colour = cv2.multiply(rgba[..., :3], cv2.merge([alpha, alpha, alpha]), scale=1 / 255)
     return cv2.merge([*cv2.split(colour), alpha])
@@ -306,7 +306,7 @@ def _tone(rng: np.random.Generator, contrast: float, brightness: float, tint: fl
 
 def _background(rng: np.random.Generator, library: Library, size: int, mix: Mix) -> np.ndarray:
     if library.photos and rng.random() < mix.photo_background:
-        canvas = _photo_crop(rng, library, size, size, zoom=(0.35, 1.0))
+        canvas = photo_crop(rng, library, size, size, zoom=(0.35, 1.0))
         if rng.random() < 0.25:
             canvas = cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(0.8, 5)) * size / 512)
         if rng.random() < 0.5:
@@ -315,7 +315,7 @@ def _background(rng: np.random.Generator, library: Library, size: int, mix: Mix)
     return _procedural(rng, size, size)
 
 
-def _photo_crop(
+def photo_crop(
     rng: np.random.Generator, library: Library, height: int, width: int, zoom: tuple[float, float]
 ) -> np.ndarray:
     """A random window of a random photograph, resized to height x width (uint8 BGR), at times flipped."""
@@ -435,11 +435,11 @@ def _extent(rng: np.random.Generator, side: float) -> tuple[int, int]:
     return max(16, int(side * min(1.0, aspect))), max(16, int(side * min(1.0, 1 / aspect)))
 
 
-def _cutout(rng: np.random.Generator, library: Library, side: float) -> np.ndarray:
+def cutout(rng: np.random.Generator, library: Library, side: float) -> np.ndarray:
     """A shape filled with part of a photograph (BGRA uint8), shaded so that its edge is not the only cue."""
     height, width = _extent(rng, side)
     alpha = _mask(rng, height, width)
-    colour = _photo_crop(rng, library, height, width, zoom=(0.12, 0.7))
+    colour = photo_crop(rng, library, height, width, zoom=(0.12, 0.7))
     if rng.random() < 0.25:  # an object of two materials
         inner = cv2.resize(_mask(rng, height, width), (max(4, width // 2), max(4, height // 2)))
         patch = np.zeros_like(alpha)
@@ -447,16 +447,16 @@ def _cutout(rng: np.random.Generator, library: Library, side: float) -> np.ndarr
         x = int(rng.integers(width - inner.shape[1] + 1))
         patch[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
         if rng.random() < 0.5:
-            other = _photo_crop(rng, library, height, width, zoom=(0.12, 0.7))
+            other = photo_crop(rng, library, height, width, zoom=(0.12, 0.7))
         else:
             other = _procedural(rng, height, width)
-        _blend(colour, _premultiply(np.dstack([other, patch]))[..., :3], patch)
+        _blend(colour, premultiplied(np.dstack([other, patch]))[..., :3], patch)
     if rng.random() < 0.7:
         colour = cv2.LUT(colour, _tone(rng, 0.3, 50, 0.12))
     return np.dstack([_shade(rng, colour, alpha), alpha])
 
 
-def _shape(rng: np.random.Generator, side: float) -> np.ndarray:
+def shape(rng: np.random.Generator, side: float) -> np.ndarray:
     """A shape filled with a procedural texture (BGRA uint8)."""
     height, width = _extent(rng, side)
     alpha = _mask(rng, height, width)

@@ -5,7 +5,9 @@ REC_WIDTHS, REC_DEPTHS = (48, 96, 192), (1, 2, 2)  # channels and blocks at stri
 REC_GRID = 3  # cells to a side that the embedding keeps apart
 EMBEDDING = 256
 
-DET_WIDTHS, DET_DEPTHS = (32, 64, 128, 128), (0, 1, 2, 2)  # at stride 4, 8, 16, 32
-DET_STRIDE = 16  # pixels of the input for a cell of the detector's output
+DET_BLOCKS = 13  # of EfficientNet-Lite0: its first map of stride 32 is deep enough, the rest is most of its weights
+DET_FROZEN = 3  # of these, blocks that stay as they were pretrained
+DET_WIDTH = 64  # channels of the head
+DET_STRIDE = 8  # pixels of the input for a cell of the detector's output
 NMS = {"score_threshold": 0.025, "nms_threshold": 0.6, "nms_top_k": 1000, "keep_top_k": 100}
 REC_SIZE, DET_SIZE = 48, 288  # side of the inputs, pixels

@@ -1,8 +1,8 @@
 """ShiTu-tiny in Paddle, as it ships: each BatchNorm folded into its convolution. `twin.py` is what is trained.
 
-Both are built of one backbone: a patch convolution of stride 4, then stages of residual blocks. The embedding network
-looks at every level in three by three cells. The detector has one class and one map of cells, of stride 16, with the
-inputs and outputs of PP-ShiTuV2_det.
+The embedding network is a patch convolution of stride 4, then stages of residual blocks, and looks at every level in
+three by three cells. The detector is the first part of EfficientNet-Lite0 with a pyramid on top; it has one class and
+one map of cells, of stride 8, with the inputs and outputs of PP-ShiTuV2_det.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 
 from ovseg_export.builders.detection import box_scale, boxes_from_distances, cell_centres, multiclass_nms
+from ovseg_export.efficientnet_lite import BLOCKS, taps
+from ovseg_export.efficientnet_lite.network import EfficientNetLite0
 
-from . import DET_DEPTHS, DET_STRIDE, DET_WIDTHS, EMBEDDING, NMS, REC_DEPTHS, REC_GRID, REC_WIDTHS
+from . import DET_BLOCKS, DET_STRIDE, DET_WIDTH, EMBEDDING, NMS, REC_DEPTHS, REC_GRID, REC_WIDTHS
 
 
 class Residual(nn.Layer):
@@ -73,19 +75,23 @@ class Det(nn.Layer):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        width = DET_WIDTHS[2]
-        self.backbone = Backbone(DET_WIDTHS, DET_DEPTHS)
-        self.lateral = nn.Conv2D(DET_WIDTHS[3], width, 1)
-        self.towers = nn.LayerList([nn.Conv2D(width, width, 3, padding=1) for _ in range(2)])
-        self.head = nn.Conv2D(width, 5, 1)
+        self.trunk = EfficientNetLite0(DET_BLOCKS)
+        inputs = [BLOCKS[tap].outputs for tap in taps(DET_BLOCKS)[1:]]
+        self.laterals = nn.LayerList([nn.Conv2D(channels, DET_WIDTH, 1) for channels in inputs])
+        self.merges = nn.LayerList([nn.Conv2D(DET_WIDTH, DET_WIDTH, 3, padding=1) for _ in inputs])
+        self.towers = nn.LayerList([nn.Conv2D(DET_WIDTH, DET_WIDTH, 3, padding=1) for _ in range(2)])
+        self.head = nn.Conv2D(DET_WIDTH, 5, 1)
         side = size // DET_STRIDE
         self.cells = side * side
         centres, _ = cell_centres([(side, side, DET_STRIDE)], 0.5)
         self.register_buffer("centres", centres)
 
     def forward(self, image: paddle.Tensor, scale_factor: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        maps = self.backbone(image)
-        x = maps[2] + F.interpolate(self.lateral(maps[3]), scale_factor=2, mode="nearest")
+        maps = self.trunk(image)
+        x = F.relu(self.merges[2](self.laterals[2](maps[3])))
+        for level in (1, 0):
+            x = self.laterals[level](maps[level + 1]) + F.interpolate(x, scale_factor=2, mode="nearest")
+            x = F.relu(self.merges[level](x))
         for tower in self.towers:
             x = F.relu(tower(x))
         logits, sides = paddle.split(self.head(x), [1, 4], axis=1)

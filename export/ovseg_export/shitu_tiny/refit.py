@@ -21,7 +21,7 @@ import torch
 from . import EMBEDDING, REC_SIZE
 from .protocol import STYLES, Retrieval, recall_at_1, retrieval
 from .render import Objects
-from .training import Run, frames
+from .training import Run, frames, muon_and_adam
 from .twin import Rec
 
 VIEWS = 4
@@ -100,7 +100,7 @@ def main() -> None:
     began = time.process_time()
     objects = Objects(args.assets, args.out / "objects.npz", args.scenes)
     development = retrieval(args.assets, STYLES["development"], 2)
-    run = Run(Rec, args.out, 0, 0.0, 0.0, 0.0)
+    run = Run(Rec, args.out, 0, muon_and_adam(0.0, 0.0), 0.0)
     figures = refit(run.ema, objects, development, args.size, args.identities)
     run.export()
     run.log(**figures, identities=args.identities, cpu=round(time.process_time() - began, 1))

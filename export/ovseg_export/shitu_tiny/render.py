@@ -167,29 +167,29 @@ class Objects:
         return canvas.astype(np.uint8)
 
 
-def kept_objects(library: Library, kept: Path) -> np.ndarray:
-    """Every object of a library, premultiplied and centred, [N, 96, 96, 4] uint8; decoded once, to the file `kept`.
+def kept_objects(library: Library, kept: Path, side: int = SIDE) -> np.ndarray:
+    """Every object of a library, premultiplied and centred, [N, side, side, 4] uint8; decoded once, to the file `kept`.
 
     Raises:
         ValueError: the file is of another library.
     """
     if not kept.exists():
-        np.savez(kept, pixels=np.stack([shrunk(library.object_pixels(record)) for record in library.objects]))
+        np.savez(kept, pixels=np.stack([shrunk(library.object_pixels(record), side) for record in library.objects]))
     pixels: np.ndarray = np.load(kept)["pixels"]
-    if len(pixels) != len(library.objects):
+    if pixels.shape[:2] != (len(library.objects), side):
         raise ValueError(f"{kept} is of another store: remove it")
     return pixels
 
 
-def shrunk(bgra: np.ndarray) -> np.ndarray:
-    """An object, premultiplied, in the middle of a picture of `SIDE` pixels."""
+def shrunk(bgra: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """An object, premultiplied, in the middle of a picture of `side` pixels."""
     alpha = cv2.cvtColor(bgra[..., 3], cv2.COLOR_GRAY2BGR)
     premultiplied = np.dstack([cv2.multiply(bgra[..., :3], alpha, scale=1 / 255), bgra[..., 3]])
-    scale = (SIDE - 2) / max(bgra.shape[:2])
+    scale = (side - 2) / max(bgra.shape[:2])
     size = max(2, round(bgra.shape[1] * scale)), max(2, round(bgra.shape[0] * scale))
     small = cv2.resize(premultiplied, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    top, left = (SIDE - size[1]) // 2, (SIDE - size[0]) // 2
-    bottom, right = SIDE - size[1] - top, SIDE - size[0] - left
+    top, left = (side - size[1]) // 2, (side - size[0]) // 2
+    bottom, right = side - size[1] - top, side - size[0] - left
     return cv2.copyMakeBorder(small, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(0,) * 4)
 
 

@@ -23,7 +23,7 @@ from . import REC_SIZE
 from .protocol import STYLES, Retrieval, recall_at_1, retrieval
 from .refit import refit
 from .render import Objects
-from .training import Run, frames
+from .training import Run, frames, muon_and_adam
 from .twin import Rec
 
 IDENTITIES, VIEWS = 64, 3  # of a step
@@ -77,7 +77,7 @@ def train(args: argparse.Namespace) -> None:
     objects = Objects(args.assets, args.out / "objects.npz", args.scenes)
     development = retrieval(args.assets, STYLES["development"], 2)
     print(len(objects.sets), "objects", flush=True)
-    run = Run(Rec, args.out, args.seed, args.lr, 2e-3, 0.99)
+    run = Run(Rec, args.out, args.seed, muon_and_adam(args.lr, 2e-3), 0.99)
     rng = np.random.default_rng([args.seed, run.progress.step])
     limit, tick = args.minutes * 60, time.monotonic()
     losses, saved = [], run.progress.elapsed

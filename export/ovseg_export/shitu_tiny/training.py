@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +37,34 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
+Optimisers = Callable[[nn.Module], tuple[list[torch.optim.Optimizer], list[nn.Parameter]]]
+"""A network to its optimisers, and the parameters whose gradients are clipped."""
+
+
+def muon_and_adam(lr: float, lr_rest: float) -> Optimisers:
+    """Muon for the convolutions, Adam for the rest: to train from nothing."""
+
+    def make(network: nn.Module) -> tuple[list[torch.optim.Optimizer], list[nn.Parameter]]:
+        matrices = [p for p in network.parameters() if p.ndim == 4]
+        rest = [p for p in network.parameters() if p.ndim != 4]
+        return [Muon(matrices, lr), torch.optim.AdamW(rest, lr_rest, (0.9, 0.98), weight_decay=0.0)], rest
+
+    return make
+
+
+def adam_for_trunk_and_rest(lr: float, lr_rest: float) -> Optimisers:
+    """AdamW, at a lower rate for what is named `trunk`: to go on from there."""
+
+    def make(network: nn.Module) -> tuple[list[torch.optim.Optimizer], list[nn.Parameter]]:
+        named = [(name.startswith("trunk."), p) for name, p in network.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for of, p in named if of == side], "lr": lr if side else lr_rest} for side in (True, False)
+        ]
+        return [torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)], [p for _, p in named]
+
+    return make
+
+
 @dataclass
 class Progress:
     """How far a training is."""
@@ -47,17 +76,15 @@ class Progress:
 class Run:
     """A training in a folder: the network, its average, the optimisers, the curve."""
 
-    def __init__(self, make: type[nn.Module], out: Path, seed: int, lr: float, lr_rest: float, ema: float) -> None:
+    def __init__(self, make: Callable[[], nn.Module], out: Path, seed: int, optimisers: Optimisers, ema: float) -> None:
         torch.manual_seed(seed)
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.checkpoint, self.decay = out, out / "checkpoint.pt", ema
         self.network = make().to(memory_format=torch.channels_last)
         self.ema = make().eval()
         self.ema.load_state_dict(self.network.state_dict())
-        matrices = [p for p in self.network.parameters() if p.ndim == 4]
-        rest = [p for p in self.network.parameters() if p.ndim != 4]
-        self.optimisers = [Muon(matrices, lr), torch.optim.AdamW(rest, lr_rest, (0.9, 0.98), weight_decay=0.0)]
-        self.rates = [lr, lr_rest]
+        self.optimisers, self.clipped = optimisers(self.network)
+        self.rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
         self.progress = Progress()
         if self.checkpoint.exists():
             saved = torch.load(self.checkpoint)
@@ -71,11 +98,12 @@ class Run:
     def step(self, loss: torch.Tensor, share: float, warm_up: int = 60) -> None:
         """One step of the optimisers at this share of the training."""
         factor = min(1.0, (self.progress.step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
-            optimiser.param_groups[0]["lr"] = rate * factor
+        for optimiser, rates in zip(self.optimisers, self.rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([p for p in self.network.parameters() if p.ndim != 4], 2.0)
+        nn.utils.clip_grad_norm_(self.clipped, 2.0)
         for optimiser in self.optimisers:
             optimiser.step()
         decay = min(self.decay, (1 + self.progress.step) / (10 + self.progress.step))

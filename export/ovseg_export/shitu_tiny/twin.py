@@ -8,7 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from . import DET_DEPTHS, DET_STRIDE, DET_WIDTHS, EMBEDDING, REC_DEPTHS, REC_GRID, REC_WIDTHS
+from ovseg_export.efficientnet_lite import BLOCKS, pretrained, taps
+from ovseg_export.efficientnet_lite.twin import EfficientNetLite0
+
+from . import DET_BLOCKS, DET_FROZEN, DET_STRIDE, DET_WIDTH, EMBEDDING, REC_DEPTHS, REC_GRID, REC_WIDTHS
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
@@ -65,22 +68,26 @@ class Rec(nn.Module):
 
 
 class Det(nn.Module):
-    """[N, 3, S, S] to logits [N, M] and boxes [N, M, 4] in pixels of the input, of M = (S / 16)^2 cells."""
+    """[N, 3, S, S] to logits [N, M] and boxes [N, M, 4] in pixels of the input, of M = (S / 8)^2 cells."""
 
     def __init__(self) -> None:
         super().__init__()
-        width = DET_WIDTHS[2]
-        self.backbone = Backbone(DET_WIDTHS, DET_DEPTHS)
-        self.lateral = nn.Conv2d(DET_WIDTHS[3], width, 1)
-        self.towers = nn.ModuleList([conv_bn(width, width), conv_bn(width, width)])
-        self.head = nn.Conv2d(width, 5, 1)
+        self.trunk = EfficientNetLite0(DET_BLOCKS)
+        inputs = [BLOCKS[tap].outputs for tap in taps(DET_BLOCKS)[1:]]
+        self.laterals = nn.ModuleList([nn.Conv2d(channels, DET_WIDTH, 1) for channels in inputs])
+        self.merges = nn.ModuleList([conv_bn(DET_WIDTH, DET_WIDTH) for _ in inputs])
+        self.towers = nn.ModuleList([conv_bn(DET_WIDTH, DET_WIDTH) for _ in range(2)])
+        self.head = nn.Conv2d(DET_WIDTH, 5, 1)
         with torch.no_grad():
-            self.head.bias.copy_(torch.tensor([-4.0, 1.0, 1.0, 1.0, 1.0]))
+            self.head.bias.copy_(torch.tensor([-4.0, 1.5, 1.5, 1.5, 1.5]))
             self.head.weight.mul_(0.1)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        maps = self.backbone(image)
-        x = maps[2] + functional.interpolate(self.lateral(maps[3]), scale_factor=2, mode="nearest")
+        maps = [lateral(x) for lateral, x in zip(self.laterals, self.trunk(image)[1:], strict=True)]
+        x = functional.relu(self.merges[2](maps[2]))
+        for level in (1, 0):
+            x = maps[level] + functional.interpolate(x, scale_factor=2, mode="nearest")
+            x = functional.relu(self.merges[level](x))
         for tower in self.towers:
             x = functional.relu(tower(x))
         x = self.head(x).float()
@@ -89,6 +96,18 @@ class Det(nn.Module):
         distances = torch.exp(x[..., 1:].clamp(-4.0, 4.0)) * DET_STRIDE
         centres = cell_centres(rows, columns)
         return x[..., 0], torch.cat([centres - distances[..., :2], centres + distances[..., 2:]], -1)
+
+
+def pretrained_det() -> Det:
+    """A detector whose trunk knows ImageNet; the stem and the first blocks are not to change."""
+    network = Det()
+    names = network.trunk.state_dict()
+    network.trunk.load_state_dict({k: torch.from_numpy(v) for k, v in pretrained().items() if k in names})
+    for name, parameter in network.trunk.named_parameters():
+        first = name.startswith("stem") or int(name.split(".")[1]) < DET_FROZEN
+        if first:
+            parameter.requires_grad_(False)
+    return network
 
 
 def cell_centres(rows: int, columns: int) -> torch.Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import OvsError
 
 # Sub-commands, each a module of this package with a `register(app)` function.
-COMMANDS = ("run", "serve", "eval", "demo", "models", "export", "config", "index", "doctor")
+COMMANDS = ("run", "serve", "eval", "demo", "models", "export", "config", "index", "bench", "tune", "doctor")
 
 
 def with_dashes(argv: list[str]) -> list[str]:
@@ -55,8 +59,30 @@ def _usage_error() -> Any:
     return typer.BadParameter.__base__
 
 
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextlib.contextmanager
+def _clean_end() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that what is unfinished is removed."""
+    if threading.current_thread() is not threading.main_thread():  # signals come to that one
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status (0 success, 1 failure, 2 bad input, 130 Ctrl-C)."""
+    """Run the command line; return the exit status (0 success, 1 failure, 2 bad input, 130 Ctrl-C, 143 SIGTERM)."""
     import typer
 
     arguments = with_dashes(sys.argv[1:] if argv is None else argv)
@@ -64,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     # `--debug` is understood anywhere on the line.
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        status = build_app()(args=arguments, standalone_mode=False)
+        with _clean_end():
+            status = build_app()(args=arguments, standalone_mode=False)
         if status == 130:  # what newer versions of Typer make of Ctrl-C
             raise KeyboardInterrupt
         return int(status or 0)
@@ -81,6 +108,9 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("ovs: interrupted", file=sys.stderr)
         return 130
+    except _Terminated:
+        print("ovs: terminated", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -61,6 +61,7 @@ def export(
     Needs the export extra: pip install "ovseg[export]".
     """
     from ..errors import ConfigError
+    from ..zoo import is_name
 
     if device != "cpu":
         raise ConfigError(f"The export runs on the CPU, not on {device!r}.", "Leave --device out.")
@@ -84,8 +85,8 @@ def export(
         raise ConfigError(f"--point is for {GENERAL} only.", f"Leave it out, or name {GENERAL}.")
     export_model = _load_exporter().export_model
     where = source or model
-    known = source is not None or not Path(model).expanduser().exists()
-    name = model if known and "://" not in model else None
+    named = source is not None or (is_name(model) and not Path(model).expanduser().exists())
+    name = model if named else None
     out = out or Path(name or _folder_name(model))
     if precision != "fp32" and out == Path(name or ""):
         out = out.with_name(f"{out.name}-{precision}")

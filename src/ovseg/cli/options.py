@@ -10,6 +10,7 @@ import typer
 from ..errors import OvsError
 
 DEVICE = typer.Option(None, "--device", help="cpu, gpu, gpu:1, npu:0, ... The best there is, if not given.")
+USE_HPIP = typer.Option(False, "--use-hpip", help="Run each model as `ovs tune` finds it fastest on this machine.")
 MODEL = typer.Option(None, "--model", help="Name of the model; `ovs models list` shows them.")
 MODEL_DIR = typer.Option(None, "--model-dir", help="Model folder, instead of a name.")
 THRESHOLD = typer.Option(

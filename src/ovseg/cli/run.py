@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import ConfigError, PromptError, SaveError
-from .options import AS_JSON, BATCH_SIZE, DEVICE, MODEL, MODEL_DIR, THRESHOLD, literal
+from .options import AS_JSON, BATCH_SIZE, DEVICE, MODEL, MODEL_DIR, THRESHOLD, USE_HPIP, literal
 from .reporting import Failures, progress
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def run(
     vote: bool = VOTE,
     save_path: str = SAVE_PATH,
     device: str = DEVICE,
+    use_hpip: bool = USE_HPIP,
     mask_format: str = MASK_FORMAT,
     model: str = MODEL,
     model_dir: str = MODEL_DIR,
@@ -166,7 +167,8 @@ def run(
     if format and save_path is None:
         raise ConfigError("--format was given without --save-path.", "Say where to save: --save-path ./output.")
     failures = Failures()
-    made = create_pipeline(named, device=device, model=model, model_dir=model_dir, **further)
+    hpip = use_hpip or None  # not given: what the configuration says
+    made = create_pipeline(named, device=device, model=model, model_dir=model_dir, use_hpip=hpip, **further)
     method = _method(made, everything, like is not None)
     results = method(input, **_options(made, method, given), on_error=failures.add)
     prints = as_json or not quiet

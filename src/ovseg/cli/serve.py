@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import ConfigError, ModelError
-from .options import DEVICE, MODEL, MODEL_DIR
+from .options import DEVICE, MODEL, MODEL_DIR, USE_HPIP
 
 if TYPE_CHECKING:
     from ..pipelines.base import Pipeline
@@ -49,6 +49,7 @@ def serve(
     host: str = HOST,
     port: int = PORT,
     device: str = DEVICE,
+    use_hpip: bool = USE_HPIP,
     model: str = MODEL,
     model_dir: str = MODEL_DIR,
     token: str = TOKEN,
@@ -75,7 +76,8 @@ def serve(
         raise ConfigError("--model and --model-dir are for one --pipeline.", "Name the models in YAML files.")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("ovseg.access").setLevel(logging.WARNING if quiet else logging.INFO)
-    pipelines, visualize = _pipelines(pipeline or [], device=device, model=model, model_dir=model_dir, threads=threads)
+    options = {"device": device, "model": model, "model_dir": model_dir, "threads": threads}
+    pipelines, visualize = _pipelines(pipeline or [], use_hpip=use_hpip or None, **options)
     given: dict[str, Any] = {
         "token": token,
         "workers": workers,

@@ -61,12 +61,13 @@ def create_pipeline(
         config: configuration as a dict, or path of a YAML file; wins over `pipeline`.
         device: `cpu`, `gpu`, `gpu:1`, `npu:0`, ...; None or `auto` takes the best that can be used.
         pipeline_name: another name of `pipeline`.
-        use_hpip: accepted for PaddleX's sake, as are the next four: they choose among Paddle's engines, and
-            ONNX Runtime is the only engine here.
-        hpi_config: see `use_hpip`.
-        engine: see `use_hpip`.
-        engine_config: see `use_hpip`.
-        pp_option: see `use_hpip`.
+        use_hpip: run each model with the setting that `ovs tune` finds fastest on this machine; it is looked for,
+            once, where it is not known. None is what the configuration says.
+        hpi_config: what may be tried: PaddleX's `backend`, `backend_config` and `auto_config`.
+        engine: accepted for PaddleX's sake, as are the next two: they choose among Paddle's engines, and ONNX
+            Runtime is the only engine here.
+        engine_config: see `engine`.
+        pp_option: see `engine`.
         **options: of the pipeline's class, such as `model` and `model_dir`; they win over the configuration.
 
     Raises:
@@ -81,8 +82,6 @@ def create_pipeline(
         )
     pipeline = pipeline_name if pipeline is None else pipeline
     for name, value in {
-        "use_hpip": use_hpip,
-        "hpi_config": hpi_config,
         "engine": engine,
         "engine_config": engine_config,
         "pp_option": pp_option,
@@ -106,4 +105,7 @@ def create_pipeline(
     known = {*inspect.signature(pipeline_class).parameters, *inspect.signature(Pipeline).parameters}
     if unknown := sorted(set(options) - known):
         raise ConfigError(f"The pipeline {name} has no option {unknown[0]}.", "Leave it out.")
-    return pipeline_class(loaded, device=device, where=where, **options)
+    if use_hpip is None:
+        use_hpip = loaded.get("use_hpip")
+    hpi_config = loaded.get("hpi_config") if hpi_config is None else hpi_config
+    return pipeline_class(loaded, device=device, where=where, use_hpip=bool(use_hpip), hpi_config=hpi_config, **options)

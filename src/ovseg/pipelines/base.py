@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..device import Device, ProviderRequests, resolve_device
-from ..errors import ModelError, OvsError
+from ..errors import ConfigError, ModelError, OvsError
 from ..images import DEFAULT_MAX_PIXELS, Image, read_images
 from ..results.base import Result
 from ..zoo import ModelFolder
 from .config import check_keys, whole_number
+from .hpi import read_hpi_config
 
 logger = logging.getLogger("ovseg")
 
@@ -38,6 +39,9 @@ class Pipeline(ABC):
         optimization: graph optimisation level.
         max_pixels: images with more pixels are refused; None is the default of `read_images`, 0 no limit.
         profile: a folder for ONNX Runtime's profiles, one for each session, written when it goes.
+        use_hpip: run each model with its fastest setting on this machine, as `ovs tune` finds it: the one that is
+            remembered, or it is looked for when the model is loaded.
+        hpi_config: what is tried; see `ovseg.pipelines.hpi`. Without effect where `use_hpip` is false.
     """
 
     name: ClassVar[str]
@@ -55,7 +59,15 @@ class Pipeline(ABC):
         optimization: str = "all",
         max_pixels: int | None = None,
         profile: str | None = None,
+        use_hpip: bool = False,
+        hpi_config: Any = None,
     ) -> None:
+        if use_hpip and (threads is not None or providers is not None or provider_options is not None):
+            raise ConfigError(
+                "use_hpip chooses threads and providers, and some are given as well.",
+                "Leave out use_hpip, or threads, providers and provider_options.",
+            )
+        self._hpi = read_hpi_config(hpi_config) if use_hpip else None
         self._settings = check_keys(config or {}, self.keys, where)
         if isinstance(device, Device):
             self.device = device
@@ -80,14 +92,24 @@ class Pipeline(ABC):
         modules = check_keys(self._settings.get("SubModules", {}), known, where)
         return {name: check_keys(modules.get(name, {}), keys, f"{where}: {name}") for name, keys in known.items()}
 
-    def _loaded(self, folder: ModelFolder, device: Device, load: Callable[[], Model]) -> Model:
-        """Return the model of a folder on a device; `load` makes it the first time."""
+    def _loaded(
+        self, folder: ModelFolder, device: Device, load: Callable[[ModelFolder, Device, Mapping[str, Any]], Model]
+    ) -> Model:
+        """Return the model of a folder on a device; `load` makes it the first time, with options of its sessions."""
         with self._loading:
             key = (folder.path, repr(device))  # a Device holds dicts, so it cannot be hashed
             if key not in self._models:
-                self._models[key] = load()
+                self._models[key] = load(*self._tuned(folder, device))
             model: Model = self._models[key]
             return model
+
+    def _tuned(self, folder: ModelFolder, device: Device) -> tuple[ModelFolder, Device, dict[str, Any]]:
+        """Return folder, device and options of sessions: as asked for, or the fastest with `use_hpip`."""
+        if self._hpi is None:
+            return folder, device, self._session_options
+        from .tuning import tuned
+
+        return tuned(folder, self._hpi.device(device), self._hpi).setting.apply(folder, self._session_options)
 
     def _device(self, device: str | Device | None) -> Device:
         """Return the device of one call: the pipeline's own where none is named."""

@@ -79,10 +79,9 @@ class Detector:
         Raises:
             ModelError: if the outputs of the model do not fit together.
         """
-        prepared = [prepare(image, self._preprocessing) for image in pixels]
+        prepared = prepare(pixels, self._preprocessing)
         feeds = {
-            name: np.stack([getattr(item, name) for item in prepared]).astype(tensor.dtype, copy=False)
-            for name, tensor in self._inputs.items()
+            name: getattr(prepared, name).astype(tensor.dtype, copy=False) for name, tensor in self._inputs.items()
         }
         found = self._session.run(feeds, ("boxes", "counts"))
         rows, ends = found["boxes"], np.cumsum(found["counts"].reshape(-1))

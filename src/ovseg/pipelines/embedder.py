@@ -65,7 +65,7 @@ class Embedder:
         """
         parts = [np.empty((0, self.dim), np.float32)]
         for start in range(0, len(pixels), self._batch_size):
-            batch = [prepare(image, self._preprocessing).image for image in pixels[start : start + self._batch_size]]
-            feeds = {"image": np.stack(batch).astype(self._dtype, copy=False)}
+            batch = prepare(pixels[start : start + self._batch_size], self._preprocessing).image
+            feeds = {"image": batch.astype(self._dtype, copy=False)}
             parts.append(self._session.run(feeds, ["embedding"])["embedding"].astype(np.float32, copy=False))
         return normalise(np.concatenate(parts))

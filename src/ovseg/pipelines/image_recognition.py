@@ -401,13 +401,13 @@ class ImageRecognitionPipeline(Pipeline):
 
     def _load(self, device: Device) -> tuple[Detector, Embedder]:
         """Return the models on a device, loading them the first time."""
-        options = self._session_options
+        size = self._rec_batch_size
         return (
-            self._loaded(self._det_folder, device, lambda: Detector(self._det_folder, device, options)),
+            self._loaded(self._det_folder, device, Detector),
             self._loaded(
                 self._rec_folder,
                 device,
-                lambda: Embedder(self._rec_folder, device, batch_size=self._rec_batch_size, session_options=options),
+                lambda folder, on, options: Embedder(folder, on, batch_size=size, session_options=options),
             ),
         )
 

@@ -142,7 +142,7 @@ class InstanceSegmentationPipeline(Pipeline):
 
     def _model(self, device: Device) -> Segmenter:
         """Return the model on a device, loading it the first time."""
-        return self._loaded(self._folder, device, lambda: Segmenter(self._folder, device, self._session_options))
+        return self._loaded(self._folder, device, Segmenter)
 
     def _result(
         self, image: Image, found: Instances, gives_boxes: bool, mask_format: str

@@ -273,7 +273,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         return self._loaded(
             folder,
             device,
-            lambda: Embedder(folder, device, batch_size=self._batch, session_options=self._session_options),
+            lambda found, on, options: Embedder(found, on, batch_size=self._batch, session_options=options),
         )
 
     def _everything(
@@ -411,7 +411,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         if isinstance(folder, ModelError):
             raise folder
         return self._loaded(
-            folder, device, lambda: SamModel(folder, device, batch=self._batch, session_options=self._session_options)
+            folder,
+            device,
+            lambda found, on, options: SamModel(found, on, batch=self._batch, session_options=options),
         )
 
     def _embed(self, model: SamModel, pixels: np.ndarray) -> Embedding:
@@ -454,7 +456,7 @@ class OpenImage:
         """Segment what the prompts show.
 
         Args:
-            prompts: a `Prompt` or a list of them, instead of all that follows.
+            prompts: a `Prompt`, or a dict of its parts, or a list of these, instead of all that follows.
             boxes: [[x1, y1, x2, y2], ...] or an array Nx4, in pixels of the image: a mask for each.
             points: [[x, y], ...] or an array Nx2: a mask for each. A list of such lists: a mask for each
                 list. Beside boxes or masks: the points of the i-th object, [] or None for none.
@@ -474,7 +476,7 @@ class OpenImage:
         elif boxes is not None or points is not None or labels is not None or masks is not None:
             raise PromptError("Prompts were given in two ways.", "Put boxes, points and masks into the Prompt.")
         else:
-            parsed = gather_prompts([prompts] if isinstance(prompts, Prompt) else list(prompts))
+            parsed = gather_prompts(prompts)
         chosen = self._pipeline.mask_format if mask_format is None else check_mask_format(mask_format)
         return self._segment(parsed, multimask, chosen)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..device import Device
 from ..errors import ModelError, PromptError
-from ..session import Session, TensorInfo
+from ..session import Session, Tensor, TensorInfo
 from ..stages.masks import mask_logits, upsample_masks
 from ..stages.prompts import Prompt, Prompts, scale_coords, tokens
 from ..stages.regions import stability_score
@@ -38,12 +38,12 @@ class Embedding:
     """What the encoder makes of an image: all that the decoder needs of it.
 
     Attributes:
-        tensors: what the decoder takes, by the names of its inputs.
+        tensors: what the decoder takes, by the names of its inputs; on a device they stay in its memory.
         height: height of the image, in pixels.
         width: width of the image, in pixels.
     """
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, Tensor]
     height: int
     width: int
 
@@ -143,7 +143,7 @@ class SamModel:
             fed = normalise_and_pad(image, self.size, (0, 0, 0), (1, 1, 1)).astype(self._image.dtype)
         else:
             fed = normalise_and_pad(image, self.size, self._mean, self._std)
-        found = self._encoder.run({self._image.name: fed})
+        found = self._encoder.run_resident({self._image.name: fed})
         tensors = {self._names[name]: value for name, value in found.items() if name in self._names}
         return Embedding(tensors, pixels.shape[0], pixels.shape[1])
 
@@ -271,7 +271,7 @@ class _Decoder:
         fitting = [kind for kind, needed in _KINDS.items() if set(needed) <= set(self._inputs)]
         outputs = {tensor.name: tensor for tensor in session.outputs}
         masks = next((name for name in _MASK_OUTPUTS if name in outputs), None)
-        if len(fitting) != 1 or masks is None:
+        if len(fitting) != 1 or masks is None or len(self._inputs.keys() & set(_MASK_INPUTS)) == 1:
             raise self._wrong()
         self.kind = fitting[0]
         self._masks = masks
@@ -327,7 +327,7 @@ class _Decoder:
         flags = np.full((count,) if rank < 2 else (count, 1), float(has_mask), dtype=np.float32)
         return {"mask_input": masks, "has_mask_input": flags}
 
-    def run(self, feeds: dict[str, np.ndarray], *, multimask: bool) -> Decoded:
+    def run(self, feeds: dict[str, Tensor], *, multimask: bool) -> Decoded:
         """Run the graph and choose among its masks."""
         if _SIZE_INPUT in self._inputs:
             # Only for the graph's own full-size masks, which are left alone: let them cost nothing.

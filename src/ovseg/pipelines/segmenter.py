@@ -87,10 +87,9 @@ class Segmenter:
         Raises:
             ModelError: if the model finds a class that has no label, or its outputs do not fit together.
         """
-        prepared = [prepare(image, self._preprocessing) for image in pixels]
+        prepared = prepare(pixels, self._preprocessing)
         feeds = {
-            name: np.stack([getattr(item, name) for item in prepared]).astype(tensor.dtype, copy=False)
-            for name, tensor in self._inputs.items()
+            name: getattr(prepared, name).astype(tensor.dtype, copy=False) for name, tensor in self._inputs.items()
         }
         found = self._session.run(feeds, self._outputs)
         masks = found[_PASTES[self._paste][0]]

@@ -11,6 +11,7 @@ import PIL.Image
 
 from ..errors import ConfigError
 from ..stages.masks import encode_rle
+from ..stages.regions import stability_score
 from .base import Result
 from .drawing import draw_prompted_masks
 
@@ -97,6 +98,8 @@ class OpenVocabularySegmentationResult(Result):
     def candidates(self, index: int) -> list[dict[str, Any]]:
         """Return all masks that the model gave for one prompt, the best first: three with `multimask=True`.
 
+        The best has the highest predicted IoU; of a model that predicts none, it is the most stable.
+
         Args:
             index: number of the prompt.
 
@@ -111,7 +114,8 @@ class OpenVocabularySegmentationResult(Result):
             raise ConfigError(f"There is no prompt {index}.", f"The result has {len(found.logits)}, counted from 0.")
         logits = found.logits[index]
         scores = [None] * len(logits) if found.iou is None else [float(score) for score in found.iou[index]]
-        order = sorted(range(len(logits)), key=lambda i: -(scores[i] or 0.0))
+        trust = [stability_score(one, 1.0) for one in logits] if found.iou is None else found.iou[index]
+        order = np.argsort(-np.asarray(trust), kind="stable").tolist()
         masks = found.upsample(logits)
         return [{"mask": masks[i], "predicted_iou": scores[i], "logits": logits[i]} for i in order]
 

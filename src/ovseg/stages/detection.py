@@ -47,12 +47,12 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A detector's input for one image.
+    """A detector's input for N images.
 
     Attributes:
-        image: 3xhxw float32, R, G, B, normalised and padded.
-        im_shape: float32 (height, width) of the resized image, before padding.
-        scale_factor: float32, the same over (height, width) of the original image.
+        image: Nx3xhxw float32, R, G, B, normalised and padded.
+        im_shape: Nx2 float32, (height, width) of each resized image, before padding.
+        scale_factor: Nx2 float32, the same over (height, width) of the original image.
     """
 
     image: np.ndarray
@@ -119,32 +119,31 @@ def resized_shape(height: int, width: int, preprocessing: Preprocessing) -> tupl
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def prepare(pixels: np.ndarray, preprocessing: Preprocessing) -> Prepared:
-    """Resize, normalise and pad an image.
+def prepare(pixels: Sequence[np.ndarray], preprocessing: Preprocessing) -> Prepared:
+    """Resize, normalise and pad images, each straight into its place in the batch.
 
     Args:
-        pixels: HxWx3 uint8 BGR; not changed.
+        pixels: HxWx3 uint8 BGR, one or more; not changed. Of one size, if their ratio is kept.
         preprocessing: how.
     """
-    height, width = pixels.shape[:2]
-    rows, columns = resized_shape(height, width, preprocessing)
-    # Resizing is linear in the pixels, so floats may be resized before the normalisation or after it; only
-    # resized bytes would be rounded. The resized image is the smaller one in general.
-    source = pixels.astype(np.float32) if preprocessing.normalise_first else pixels
-    if (rows, columns) != (height, width):
-        source = cv2.resize(source, (columns, rows), interpolation=preprocessing.interpolation)
-    stride = preprocessing.stride
-    padded = np.zeros((3, rows + -rows % stride, columns + -columns % stride), dtype=np.float32)
-    for channel, (mean, std) in enumerate(zip(preprocessing.mean, preprocessing.std, strict=True)):
-        # A product and a sum, in PaddleX's order, so that the last bit is the same as well.
-        plane = padded[channel, :rows, :columns]
-        np.multiply(source[..., 2 - channel], np.float32(1 / std), out=plane)
-        plane += np.float32(-mean / std)
-    return Prepared(
-        padded,
-        np.array([rows, columns], dtype=np.float32),
-        np.array([rows / height, columns / width], dtype=np.float32),
-    )
+    sizes = np.array([image.shape[:2] for image in pixels])
+    shapes = np.array([resized_shape(int(height), int(width), preprocessing) for height, width in sizes])
+    stride, (rows, columns) = preprocessing.stride, shapes[0]
+    shape = (len(pixels), 3, rows + -rows % stride, columns + -columns % stride)
+    padded = (np.empty if shape[2:] == (rows, columns) else np.zeros)(shape, dtype=np.float32)
+    for image, planes in zip(pixels, padded[..., :rows, :columns], strict=True):
+        # Resizing is linear in the pixels, so floats may be resized before the normalisation or after it; only
+        # resized bytes would be rounded. The resized image is the smaller one in general.
+        source = image.astype(np.float32) if preprocessing.normalise_first else image
+        if (rows, columns) != image.shape[:2]:
+            source = cv2.resize(source, (int(columns), int(rows)), interpolation=preprocessing.interpolation)
+        for channel, plane, mean, std in zip(
+            reversed(cv2.split(source)), planes, preprocessing.mean, preprocessing.std, strict=True
+        ):
+            # A product and a sum, in PaddleX's order, so that the last bit is the same as well.
+            np.multiply(channel, np.float32(1 / std), out=plane)
+            plane += np.float32(-mean / std)
+    return Prepared(padded, shapes.astype(np.float32), (shapes / sizes).astype(np.float32))
 
 
 def parse_threshold(

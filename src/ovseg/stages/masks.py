@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -13,7 +14,30 @@ from pycocotools import mask as coco_mask
 from .resize import long_side_shape
 
 
-def upsampled_logits(low_res_masks: np.ndarray, size: int, height: int, width: int) -> Iterator[np.ndarray]:
+class _Scratch(threading.local):
+    """Arrays of a thread that are used again: a megabyte anew from the system costs more than what is done with it."""
+
+    most = 1 << 20
+    """Numbers that are kept for each use."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, np.ndarray] = {}
+
+    def array(self, use: str, height: int, width: int) -> np.ndarray:
+        """Return a float32 array HxW of any content, which the next call for this use may return again."""
+        if height * width > self.most:
+            return np.empty((height, width), dtype=np.float32)
+        if use not in self._kept or self._kept[use].size < height * width:
+            self._kept[use] = np.empty(height * width, dtype=np.float32)
+        return self._kept[use][: height * width].reshape(height, width)
+
+
+_scratch = _Scratch()
+
+
+def upsampled_logits(
+    low_res_masks: np.ndarray, size: int, height: int, width: int, *, scratch: _Scratch | None = None
+) -> Iterator[np.ndarray]:
     """Resize SAM's low-resolution logits to the image, one mask at a time.
 
     Twice bilinear, with half-pixel centres (`align_corners=False`): to the network's frame of `size`x`size`,
@@ -24,6 +48,7 @@ def upsampled_logits(low_res_masks: np.ndarray, size: int, height: int, width: i
         size: side of the network's input frame, in pixels.
         height: height of the image, in pixels.
         width: width of the image, in pixels.
+        scratch: where buffers come from, by one caller at a time; None for fresh ones.
 
     Yields:
         HxW float32 logits, in one buffer that the next mask overwrites.
@@ -39,8 +64,9 @@ def upsampled_logits(low_res_masks: np.ndarray, size: int, height: int, width: i
         low_width = min(low_width, -(-cropped_width // factor) + 1)
         frame_height, frame_width = low_height * factor, low_width * factor
     # One buffer for all masks: fresh memory for each costs more than the arithmetic.
-    frame = np.empty((frame_height, frame_width), dtype=np.float32)
-    logits = np.empty((height, width), dtype=np.float32)
+    scratch = _Scratch() if scratch is None else scratch
+    frame = scratch.array("frame", frame_height, frame_width)
+    logits = scratch.array("logits", height, width)
     for low in low_res_masks[:, :low_height, :low_width]:
         cv2.resize(low, (frame_width, frame_height), dst=frame, interpolation=cv2.INTER_LINEAR)
         cropped = frame[:cropped_height, :cropped_width]
@@ -73,7 +99,8 @@ def upsample_masks(
         NxHxW int8 of 0 and 1.
     """
     masks = np.empty((len(low_res_masks), height, width), dtype=bool) if out is None else out
-    for logits, mask in zip(upsampled_logits(low_res_masks, size, height, width), masks, strict=True):
+    upsampled = upsampled_logits(low_res_masks, size, height, width, scratch=_scratch)
+    for logits, mask in zip(upsampled, masks, strict=True):
         np.greater(logits, threshold, out=mask)
     return masks.view(np.int8)
 

@@ -7,8 +7,9 @@ through the centres of the outermost pixels, which belong to it: so OpenCV and P
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -124,36 +125,113 @@ def mask_contours(mask: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]
 
 
 def join_outlines(outlines: Sequence[np.ndarray]) -> np.ndarray:
-    """Join outlines to one by bridges of no width, where they are nearest: for formats with one polygon each.
+    """Join outlines to one by bridges of no width, for formats with one polygon each.
+
+    Together the bridges are about as short as any that connect all: a minimum spanning tree of neighbours.
 
     Args:
-        outlines: Kx2 each: parts and holes.
+        outlines: Kx2 integers each, parts and holes. Sides are level, upright or diagonal, as those of
+            `mask_rings` and `mask_contours`.
 
     Returns:
-        Kx2, one closed outline.
+        Kx2 int64, one closed outline.
     """
-    joined = outlines[0]
-    rest = list(outlines[1:])
-    while rest:
-        # The nearest of the others first, so that bridges are short.
-        pairs = [_nearest(joined, other) for other in rest]
-        index = int(np.argmin([distance for distance, _, _ in pairs]))
-        _, i, j = pairs[index]
-        other = rest.pop(index)
-        detour = np.concatenate([joined[: i + 1], other[j:], other[: j + 1], joined[i:]])
-        joined = detour
-    return joined
+    if len(outlines) == 1:
+        return outlines[0]
+    paths = [_every_point(outline) for outline in outlines]
+    owners = np.repeat(np.arange(len(paths)), [len(path) for path in paths])
+    points = np.concatenate(paths)
+    bridges = _shortest_bridges(points, owners)
+    return _without_needless(points[_walk(bridges, owners)])
 
 
-def _nearest(one: np.ndarray, other: np.ndarray) -> tuple[float, int, int]:
-    """Distance and numbers of the two corners that are nearest to each other."""
-    best = (np.inf, 0, 0)
-    # In slices, as outlines may have thousands of corners.
-    for start in range(0, len(one), 256):
-        gaps = one[start : start + 256, None, :] - other[None, :, :]
-        distances = (gaps * gaps).sum(axis=2)
-        flat = int(distances.argmin())
-        i, j = divmod(flat, len(other))
-        if distances[i, j] < best[0]:
-            best = (float(distances[i, j]), start + i, j)
-    return best
+def _every_point(outline: np.ndarray) -> np.ndarray:
+    """All points with whole coordinates along an outline, from corner to corner."""
+    steps = np.roll(outline, -1, axis=0) - outline
+    counts = np.maximum(np.abs(steps).max(axis=1), 1)
+    sides = np.repeat(np.arange(len(outline)), counts)
+    along = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    points: np.ndarray = outline[sides] + np.sign(steps)[sides] * along[:, None]
+    return points
+
+
+def _shortest_bridges(points: np.ndarray, owners: np.ndarray) -> list[tuple[int, int]]:
+    """Return pairs of numbers of points that connect all outlines with the least length of bridges.
+
+    Neighbours in the plane are found where the areas meet of what is nearest to an outline.
+
+    Args:
+        points: Nx2 integers, those of all outlines.
+        owners: N, the number of the outline of each.
+    """
+    x, y = (points - points.min(axis=0)).T
+    at = np.full((y.max() + 1, x.max() + 1), -1, dtype=np.int32)
+    at[y, x] = np.arange(len(points))
+    _, labels = cv2.distanceTransformWithLabels(
+        (at < 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    seeds = np.empty(labels.max() + 1, dtype=np.int32)
+    seeds[labels[at >= 0]] = at[at >= 0]
+    nearest = seeds[labels]
+    areas = owners.astype(np.int32)[nearest]
+    # Where outlines share a point, only the last of them is in `at`.
+    pairs = [np.stack([np.arange(len(points)), at[y, x]])]
+    for here, beside in (((slice(None), slice(-1)), (slice(None), slice(1, None))), (slice(-1), slice(1, None))):
+        meet = areas[here] != areas[beside]
+        pairs.append(np.stack([nearest[here][meet], nearest[beside][meet]]))
+    first, second = np.concatenate(pairs, axis=1)
+    lengths = np.abs(points[first] - points[second]).max(axis=1)
+    group = list(range(owners[-1] + 1))
+    bridges = []
+    for i in np.argsort(lengths, kind="stable").tolist():
+        one, other = _group_of(group, int(owners[first[i]])), _group_of(group, int(owners[second[i]]))
+        if one != other:
+            group[one] = other
+            bridges.append((int(first[i]), int(second[i])))
+            if len(bridges) == len(group) - 1:
+                break
+    return bridges
+
+
+def _group_of(group: list[int], item: int) -> int:
+    while group[item] != item:
+        group[item] = group[group[item]]
+        item = group[item]
+    return item
+
+
+def _walk(bridges: Sequence[tuple[int, int]], owners: np.ndarray) -> list[int]:
+    """Return the numbers of points on the way around all outlines, over each bridge there and back."""
+    across: dict[int, list[int]] = defaultdict(list)
+    for one, other in bridges:
+        across[one].append(other)
+        across[other].append(one)
+    starts = np.searchsorted(owners, np.arange(owners[-1] + 2)).tolist()
+
+    def around(entry: int) -> Iterator[int]:
+        first, end = starts[owners[entry]], starts[owners[entry] + 1]
+        return itertools.chain(range(entry, end), range(first, entry + 1))
+
+    way: list[int] = []
+    been = {int(owners[0])}
+    todo = [around(0)]
+    while todo:
+        for point in todo[-1]:
+            way.append(point)
+            found = [other for other in across.get(point, ()) if int(owners[other]) not in been]
+            if found:
+                been.add(int(owners[found[0]]))
+                # The point comes again after each visit, as there may be more to visit from here.
+                todo += [iter([point]), around(found[0])]
+                break
+        else:
+            todo.pop()
+    return way
+
+
+def _without_needless(points: np.ndarray) -> np.ndarray:
+    """Leave out points that are repeated, and those between two steps of one pixel that go on straight."""
+    points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
+    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    needless = (before == after).all(axis=1) & (np.abs(before).max(axis=1) == 1)
+    return points[~needless]

@@ -51,7 +51,8 @@ class Prompt:
     mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        points = [] if self.points is None or len(self.points) == 0 else _rows(self.points, "point", 2)
+        given = _plain(self.points)
+        points = [] if given is None or given == [] else _rows(given, "point", 2)
         if self.labels is None:
             labels = [POSITIVE] * len(points)
         else:
@@ -121,9 +122,9 @@ def parse_prompts(prompt: Any, prompt_type: str | None) -> Prompts:
     Raises:
         PromptError: if they have not that form.
     """
-    if isinstance(prompt, Prompt | dict):
-        prompt = [prompt]
-    if _is_list(prompt) and any(isinstance(item, Prompt | dict) for item in prompt):
+    if isinstance(prompt, Prompt | dict) or (
+        _is_list(prompt) and any(isinstance(item, Prompt | dict) for item in prompt)
+    ):
         if prompt_type is not None:
             raise PromptError(
                 f"The prompt type {_short.repr(prompt_type)} was given with prompts that say themselves what they are.",
@@ -143,12 +144,16 @@ def parse_prompts(prompt: Any, prompt_type: str | None) -> Prompts:
     raise PromptError(f"The prompt type {_short.repr(prompt_type)} is not known.", 'Use "box" or "point".')
 
 
-def gather_prompts(items: Sequence[Any]) -> Prompts:
-    """Check a list of `Prompt`, or of dicts of its parts.
+def gather_prompts(items: Any) -> Prompts:
+    """Check a list of `Prompt`, or of dicts of its parts; or one of them.
 
     Raises:
         PromptError: if it is empty or holds something else.
     """
+    if isinstance(items, Prompt | dict):
+        items = [items]
+    if not _is_list(items):
+        raise PromptError(f"The prompt {_short.repr(items)} is not a list.", "Give a Prompt, or a list of them.")
     if len(items) == 0:
         raise PromptError("The prompt is an empty list.", "Give at least one Prompt.")
     items = [_from_dict(item) if isinstance(item, dict) else item for item in items]
@@ -190,7 +195,7 @@ def combine_prompts(boxes: Any = None, points: Any = None, labels: Any = None, m
     if masks is not None:
         parts["mask"] = _mask_list(masks)
     if points is not None:
-        raw = points.tolist() if isinstance(points, np.ndarray) else points
+        raw = _plain(points)
         nested = _is_list(raw) and all(group is None or _nested(group) for group in raw)
         if not nested and len(next(iter(parts.values()))) == 1:
             raw, labels = [raw], None if labels is None else [labels]
@@ -200,7 +205,7 @@ def combine_prompts(boxes: Any = None, points: Any = None, labels: Any = None, m
             )
         parts["points"] = [[] if group is None else group for group in raw]
         if labels is not None:
-            rows = labels.tolist() if isinstance(labels, np.ndarray) else labels
+            rows = _plain(labels)
             parts["labels"] = rows if _is_list(rows) else [rows]
     lengths = {name: len(values) for name, values in parts.items()}
     if len(set(lengths.values())) > 1:
@@ -332,7 +337,10 @@ def _from_dict(parts: dict[str, Any]) -> Prompt:
 
 def _check_mask(mask: Any) -> np.ndarray:
     form = "A mask is HxW of 0 and 1 in the size of the image, or LxL float logits, as `result.logits` has them."
-    array = np.asarray(mask)
+    try:
+        array = np.asarray(mask)
+    except ValueError as error:
+        raise PromptError("The rows of the mask are of different length.", form) from error
     if array.ndim == 3 and len(array) == 1:
         array = array[0]
     if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "bifu":
@@ -340,8 +348,8 @@ def _check_mask(mask: Any) -> np.ndarray:
     if array.dtype.kind == "f":
         if array.shape[0] != array.shape[1]:
             raise PromptError(f"The logits have shape {array.shape}, which is not square.", form)
-        if not np.isfinite(array).all():
-            raise PromptError("The logits hold numbers that are not finite.", form)
+        if not (np.abs(array) <= np.finfo(np.float32).max).all():
+            raise PromptError("The logits hold numbers that are not finite as float32.", form)
         return array.astype(np.float32)
     if ((array != 0) & (array != 1)).any():
         raise PromptError("The mask holds other numbers than 0 and 1.", form)
@@ -352,7 +360,7 @@ def _check_mask(mask: Any) -> np.ndarray:
 
 def _mask_list(masks: Any) -> list[Any]:
     if isinstance(masks, np.ndarray):
-        return [masks] if masks.ndim == 2 else list(masks)
+        return list(masks) if masks.ndim > 2 else [masks]
     if not _is_list(masks) or not masks:
         raise PromptError(f"The masks {_short.repr(masks)} are not a list of arrays.", "Give one for each object.")
     return list(masks)
@@ -367,17 +375,22 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
+def _plain(value: Any) -> Any:
+    """Return an array, or a list of arrays, as lists."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_plain(item) for item in value] if _is_list(value) else value
+
+
 def _as_list(prompt: Any, kind: str) -> list[Any]:
     if prompt is None:
         raise PromptError("No prompt was given.", _FORMS[kind])
-    if isinstance(prompt, np.ndarray):
-        prompt = prompt.tolist()
-    if not _is_list(prompt):
+    rows = _plain(prompt)
+    if not _is_list(rows):
         raise PromptError(f"The prompt {_short.repr(prompt)} is not a list.", _FORMS[kind])
-    rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in prompt]
     if not rows:
         raise PromptError("The prompt is an empty list.", _FORMS[kind])
-    return rows
+    return list(rows)
 
 
 def _rows(prompt: Any, kind: str, length: int) -> list[list[float]]:
@@ -412,16 +425,14 @@ def _row(i: int, row: Any, kind: str, length: int) -> list[float]:
 
 def _label_groups(labels: Any, groups: Sequence[Sequence[Any]], *, negative_only: bool = False) -> list[list[int]]:
     form = "Give each point the label 1 (inside the object) or 0 (outside it), nested as the points are."
-    if isinstance(labels, np.ndarray):
-        labels = labels.tolist()
+    labels = _plain(labels)
     if not _is_list(labels) or len(labels) != len(groups):
         raise PromptError(f"The labels {_short.repr(labels)} do not match the points.", form)
     checked = []
-    for i, (group, points) in enumerate(zip(labels, groups, strict=True)):
-        values = group.tolist() if isinstance(group, np.ndarray) else group
+    for i, (values, points) in enumerate(zip(labels, groups, strict=True)):
         if not _is_list(values) or len(values) != len(points):
             raise PromptError(
-                f"The labels {_short.repr(group)} do not match the {len(points)} points of prompt {i}.", form
+                f"The labels {_short.repr(values)} do not match the {len(points)} points of prompt {i}.", form
             )
         for value in values:
             if isinstance(value, bool) or value not in (NEGATIVE, POSITIVE):

@@ -45,7 +45,9 @@ def crop_boxes(height: int, width: int, layers: int, overlap: float) -> list[tup
         crop_width, crop_height = (math.ceil((shared * (count - 1) + side) / count) for side in (width, height))
         for column, row in itertools.product(range(count), repeat=2):
             x, y = (crop_width - shared) * column, (crop_height - shared) * row
-            found.append((layer, (x, y, min(x + crop_width, width), min(y + crop_height, height))))
+            # An image of fewer pixels than crops has none for the last ones.
+            if x < width and y < height:
+                found.append((layer, (x, y, min(x + crop_width, width), min(y + crop_height, height))))
     return found
 
 
@@ -61,7 +63,7 @@ def stability_score(logits: np.ndarray, offset: float) -> float:
     """
     inner = np.count_nonzero(logits > offset)
     outer = np.count_nonzero(logits > -offset)
-    return inner / outer if outer else 0.0
+    return float(inner / outer) if outer else 0.0
 
 
 def near_crop_edge(box: tuple[int, int, int, int], crop: tuple[int, int, int, int], height: int, width: int) -> bool:

@@ -1,0 +1,107 @@
+"""Two workers on one machine, as threads of a process and as processes, over one worker: throughput, in turns.
+
+Each worker encodes with SAM-tiny, or runs another bundled model, on a session that takes the default threads. One
+worker has the machine to itself in its turn; two share it in theirs. Less than 1 would mean that they are in each
+other's way: more threads than cores, which wait for each other spinning. On a machine that does other work as well,
+two workers get more of it than one: there the runs for each second of CPU time say more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from ovseg.session import Session
+from ovseg.zoo import bundled_dir
+
+LIMIT = 0.95
+MODELS = {"SAM-tiny": "encoder.onnx", "ShiTu-tiny-det": "model.onnx", "ShiTu-tiny-rec": "model.onnx"}
+
+
+def work(session: Session, feeds: dict[str, np.ndarray], end: float) -> int:
+    """Run until a moment; return how many runs there were."""
+    runs = 0
+    while time.perf_counter() < end:
+        session.run(feeds)
+        runs += 1
+    return runs
+
+
+def serve(connection: Connection, path: str, threads: int | None) -> None:
+    """In a process of its own: run for as long and on as many threads as asked, and answer with runs a second."""
+    session = Session(path, "cpu", threads=threads)
+    random = np.random.default_rng(0)
+    sizes = {info.name: [size if isinstance(size, int) else 1 for size in info.shape] for info in session.inputs}
+    feeds = {name: random.random(size, dtype=np.float32) for name, size in sizes.items()}
+    session.run(feeds)
+    connection.send(None)
+    while (asked := connection.recv()) is not None:
+        workers, seconds = asked
+        runs = [0] * workers
+        started, used = time.perf_counter(), time.process_time()
+
+        def count(number: int, runs: list[int] = runs, end: float = started + seconds) -> None:
+            runs[number] = work(session, feeds, end)
+
+        callers = [threading.Thread(target=count, args=(number,)) for number in range(workers)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        connection.send((sum(runs), time.perf_counter() - started, time.process_time() - used))
+
+
+def throughput(processes: list[Any], workers: int, seconds: float) -> tuple[float, float]:
+    """Let processes run at the same time; return the runs a second of all, and for each second of CPU time."""
+    for connection in processes:
+        connection.send((workers, seconds))
+    found = [connection.recv() for connection in processes]
+    runs = sum(count for count, _, _ in found)
+    return sum(count / wall for count, wall, _ in found), runs / sum(cpu for _, _, cpu in found)
+
+
+def main() -> None:
+    """Print the ratios of each model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, help="threads of a session; ovseg's default if not given")
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    for name, file in MODELS.items():
+        pair, children = [], []
+        for _ in range(2):
+            ours, theirs = context.Pipe()
+            child = context.Process(target=serve, args=(theirs, str(bundled_dir(name) / file), arguments.threads))
+            child.start()
+            ours.recv()
+            pair.append(ours)
+            children.append(child)
+        one, threads, processes = [], [], []
+        for _ in range(arguments.rounds):
+            one.append(throughput(pair[:1], 1, arguments.seconds))
+            threads.append(throughput(pair[:1], 2, arguments.seconds))
+            processes.append(throughput(pair, 1, arguments.seconds))
+        for connection, child in zip(pair, children, strict=True):
+            connection.send(None)
+            child.join()
+        for kind, found in (("two threads", threads), ("two processes", processes)):
+            ratio, by_cpu = (
+                statistics.median(two[at] / alone[at] for two, alone in zip(found, one, strict=True)) for at in (0, 1)
+            )
+            verdict = "ok" if ratio >= LIMIT else "TOO LOW"
+            print(
+                f"{name}: {kind} over one worker {ratio:.2f} (at least {LIMIT}): {verdict}; {by_cpu:.2f} by CPU time",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

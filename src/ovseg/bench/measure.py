@@ -1,0 +1,259 @@
+"""Measure: the sides of each subject in turns (A B A B), so that a drift of the machine meets all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..device import resolve_device
+from ..errors import ConfigError, OvsError
+from ..runtime import usable_cpus
+from . import forms, machine
+from .environments import PEERS, interpreter, parse_peers
+from .side import Side
+from .subjects import Subject, check_pipelines, choose, shipped
+
+OURS, BARE = "ovseg", "session"
+_SETTLE = 0.25  # seconds: OpenMP's threads spin that long after work, on the cores of whoever comes next
+_ALIASES = {"cuda": "gpu", "cann": "npu"}
+CLOCKS = ("wall", "cpu")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, and how.
+
+    Attributes:
+        pipelines: their names; none means all.
+        devices: device strings; `cuda` and `cann` are `gpu` and `npu`.
+        against: alternatives; they run on the CPU.
+        environments: `NAME=PYTHON` for alternatives that need no environment of the suite.
+        threads: of each side, on the CPU; 0 for as many as there are CPUs.
+        rounds: turns of each side.
+        seconds: of a turn by the clock, in which a call that is shorter is repeated.
+        starts: fresh processes of each side of a pipeline, for the cold start.
+        batches: images or prompts of a call.
+        clock: `wall`, or `cpu` for processor time, which other work on the machine does not enter.
+    """
+
+    pipelines: Sequence[str] = ()
+    devices: Sequence[str] = ("cpu",)
+    against: Sequence[str] = ()
+    environments: Sequence[str] = ()
+    threads: int = 0
+    rounds: int = 7
+    seconds: float = 0.2
+    starts: int = 3
+    batches: Sequence[int] = (1, 8)
+    clock: str = "wall"
+
+
+def check(plan: Plan) -> None:
+    """Refuse a plan that cannot be carried out, before anything is measured.
+
+    Raises:
+        ConfigError: a pipeline, device, alternative or number that cannot be.
+        DeviceUnavailable: a device of PaddleX's that ONNX Runtime cannot run on.
+    """
+    check_pipelines(plan.pipelines)
+    for device in plan.devices:
+        resolve_device(_ALIASES.get(device, device))
+    parse_peers(plan.against, plan.environments)
+    least = {"rounds": 1, "threads": 0, "starts": 1, "seconds": 0}
+    for name, lowest in least.items():
+        if getattr(plan, name) < lowest:
+            raise ConfigError(f"{name} is {getattr(plan, name)}.", f"Give at least {lowest}.")
+    if not plan.batches or min(plan.batches) < 1:
+        raise ConfigError(f"The batches are {list(plan.batches)}.", "Give numbers of at least 1, such as 1,8.")
+    if plan.clock not in CLOCKS:
+        raise ConfigError(f"The clock {plan.clock!r} is not known.", f"Use {' or '.join(CLOCKS)}.")
+
+
+def run(plan: Plan, say: Say) -> dict[str, Any]:
+    """Measure what a plan names.
+
+    Args:
+        plan: what and how.
+        say: told in words what is being done.
+
+    Returns:
+        What `report` and JSON take: `machine`, `plan`, `rows` (a subject on a device with a batch), `starts` (a side of
+        a subject on a device) and `notes`.
+
+    Raises:
+        OvsError: a plan that cannot be carried out, or one of our sides fails. An alternative that fails is a note.
+    """
+    check(plan)
+    peers = {
+        name: interpreter(name, given, say) for name, given in parse_peers(plan.against, plan.environments).items()
+    }
+    if any(PEERS[name].archives for name in peers):
+        forms.require_export_stage()
+    found: dict[str, Any] = {"machine": machine.facts(), "plan": _shown(plan), "rows": [], "starts": [], "notes": []}
+    choice = choose(plan.pipelines, _stand_in(plan.pipelines, say))
+    found["notes"] += choice.missing
+    for subject, device in itertools.product(choice.subjects, plan.devices):
+        say(f"{subject.name} on {device}")
+        with tempfile.TemporaryDirectory() as scratch:
+            chosen = peers if device == "cpu" else {}
+            _Comparison(plan, subject, device, chosen, Path(scratch), found).measure()
+    return found
+
+
+def _shown(plan: Plan) -> dict[str, Any]:
+    """The plan without the interpreters, which are elsewhere on another machine."""
+    return {key: value for key, value in asdict(plan).items() if key != "environments"}
+
+
+def _stand_in(pipelines: Sequence[str], say: Say) -> Path | None:
+    """Return the model folder that stands in for instance segmentation, if it is needed and can be built."""
+    name = "instance_segmentation"
+    if (pipelines and name not in pipelines) or shipped(name) or not forms.export_stage():
+        return None
+    say("Building a model of instance segmentation with random weights, since none ships; this happens once.")
+    return forms.stand_in()
+
+
+class _Comparison:
+    """The sides of one subject on one device; what they need and give is written into `found`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        subject: Subject,
+        device: str,
+        peers: Mapping[str, Path],
+        scratch: Path,
+        found: dict[str, Any],
+    ) -> None:
+        self._plan, self._subject, self._device, self._scratch, self._found = plan, subject, device, scratch, found
+        self._batches = [batch for batch in plan.batches if batch == 1 or subject.batches]
+        self._peers = peers
+        self._request: dict[str, Any] = {
+            "subject": subject.request(self._batches),
+            "device": _ALIASES.get(device, device),
+            "threads": plan.threads or usable_cpus(),
+        }
+
+    def measure(self) -> None:
+        """Start all sides, take the turns, and start again for the cold start."""
+        with contextlib.ExitStack() as stack:
+            ours = stack.enter_context(self._side(OURS))
+            self._request["settings"] = ours.settings
+            self._request["runs"] = {batch: ours.record(batch, self._scratch) for batch in self._batches}
+            sides = {OURS: ours, BARE: stack.enter_context(self._side(BARE))}
+            for name in self._peers:
+                if (side := self._peer(name)) is not None:
+                    sides[name] = stack.enter_context(side)
+            memory: dict[str, dict[str, float]] = {}
+            for batch in self._batches:
+                self._take_turns(sides, batch, memory)
+        starts: dict[str, list[dict[str, Any]]] = {name: [side.start] for name, side in sides.items()}
+        for _ in range(self._plan.starts - 1 if self._subject.is_pipeline else 0):
+            for name, known in starts.items():
+                with self._side(name) as side:
+                    known.append(side.start)
+        for name, known in starts.items():
+            self._found["starts"].append(self._where() | {"side": name} | _start(known) | {"memory": memory[name]})
+
+    def _where(self) -> dict[str, Any]:
+        return {
+            "subject": self._subject.name,
+            "pipeline": self._subject.is_pipeline,
+            "models": [folder.name for folder in self._subject.folders.values()],
+            "random": self._subject.random,
+            "device": self._device,
+        }
+
+    def _side(self, name: str) -> Side:
+        if name in PEERS:
+            return Side(PEERS[name].title, self._peers[name], PEERS[name].side, self._request, self._scratch)
+        title = {OURS: "ovseg", BARE: "ONNX Runtime"}[name]
+        return Side(title, Path(sys.executable), f"{name}_side", self._request, self._scratch)
+
+    def _peer(self, name: str) -> Side | None:
+        """Start an alternative; None, and a note, where it has no counterpart or fails."""
+        if PEERS[name].archives:
+            if not self._subject.whole:
+                return None
+            try:
+                archives = {role: str(forms.archive(folder)) for role, folder in self._subject.folders.items()}
+            except OvsError as error:
+                self._note(name, error.cause)
+                return None
+            if name == "paddle" and set(archives) != {"model"}:
+                return None  # it runs one program
+            self._request["subject"]["paddle"] = archives
+        try:
+            return self._side(name)
+        except OvsError as error:
+            self._note(name, error.cause)
+            return None
+
+    def _note(self, name: str, text: str) -> None:
+        self._found["notes"].append(f"{self._subject.name}, {PEERS[name].title}: {text}")
+
+    def _take_turns(self, sides: Mapping[str, Side], batch: int, memory: dict[str, dict[str, float]]) -> None:
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+        for _ in range(self._plan.rounds):
+            for name, side in sides.items():
+                turns[name].append(side.turn(batch, self._plan.seconds, self._plan.clock))
+                memory[name] = turns[name][-1]["memory"]
+                if name in PEERS:
+                    time.sleep(_SETTLE)
+        row = self._where() | {"batch": batch, "sides": {name: _summary(found) for name, found in turns.items()}}
+        row["ratios"] = {name: _ratio(turns[OURS], found) for name, found in turns.items() if name != OURS}
+        stages = turns[OURS][0]["stages"]
+        row["stages"] = {
+            stage: {clock: statistics.median(turn["stages"][stage][clock] for turn in turns[OURS]) for clock in CLOCKS}
+            for stage in stages
+        }
+        expected = sides[OURS].found
+        # Sums of rounded products differ in their last digits, which moves a pixel of a mask's edge here and there.
+        row["same"] = {
+            name: abs(side.found - expected) <= 0.005 * abs(expected)
+            for name, side in sides.items()
+            if name != OURS and side.found is not None and expected is not None
+        }
+        self._found["rows"].append(row)
+
+
+def _summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Median and quartiles of the seconds of a call, by clock."""
+    return {clock: spread([turn[clock] for turn in turns]) for clock in CLOCKS}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, lower and upper quartile.
+
+    >>> spread([3.0, 1.0, 2.0])
+    {'median': 2.0, 'low': 1.5, 'high': 2.5}
+    """
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
+    return {"median": statistics.median(values), "low": low, "high": high}
+
+
+def _ratio(ours: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Median over the rounds of our seconds over theirs in the same round, by clock."""
+    pairs = list(zip(ours, others, strict=True))
+    return {clock: statistics.median(our[clock] / other[clock] for our, other in pairs) for clock in CLOCKS}
+
+
+def _start(known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians over the fresh processes of a side."""
+    found: dict[str, Any] = {
+        part: {clock: statistics.median(start[part][clock] for start in known) for clock in CLOCKS}
+        for part in ("cold", "imported", "loaded", "first")
+    }
+    device = [start["device_memory"] for start in known if "device_memory" in start]
+    return found | ({"device_memory": statistics.median(device)} if device else {})

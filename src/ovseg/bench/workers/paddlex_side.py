@@ -1,0 +1,119 @@
+"""PaddleX as it comes: the pipeline of the same name, or its model, on the Paddle archive of the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+from paddlex import create_model, create_pipeline
+from paddlex.inference.models.image_feature.processors import NormalizeFeatures
+
+# PaddleX's name of a model that its code for the family runs.
+MODELS = {
+    "sam": "SAM-H_box",
+    "picodet": "PP-ShiTuV2_det",
+    "shitu_rec": "PP-ShiTuV2_rec",
+    "clip_vit": "CLIP_vit_base_patch16_448_ImageNet1K",
+    "mask_rtdetr": "Mask-RT-DETR-S",
+    "mask_rcnn": "MaskRCNN-ResNet50-FPN",
+    "cascade_mask_rcnn": "Cascade-MaskRCNN-ResNet50-FPN",
+    "ppyoloe_seg": "PP-YOLOE_seg-S",
+    "solov2": "SOLOv2",
+}
+
+
+class Side:
+    """A pipeline or a model."""
+
+    def __init__(self, call: Callable[[int], float]) -> None:
+        self.call = call
+
+
+def load(request: dict[str, Any]) -> Side:
+    """Make what the request names."""
+    cv2.setNumThreads(request["threads"])
+    _repair()
+    subject = request["subject"]
+    pipelines = {
+        "open_vocabulary_segmentation": _promptable,
+        "instance_segmentation": _instances,
+        "PP-ShiTuV2": _recognition,
+    }
+    return Side(pipelines.get(subject["runs"], _model)(subject, request))
+
+
+def _repair() -> None:
+    """Make PaddleX 3.7.2 able to use several images' features at once.
+
+    It splits the results of a batch where they are lists, and the features are an array: each image gets those of the
+    whole batch, and no index can be built.
+    """
+    normalise = NormalizeFeatures.__call__
+    NormalizeFeatures.__call__ = lambda self, preds: list(normalise(self, preds))
+
+
+def _pipeline(name: str, modules: dict[str, Any]) -> Any:
+    return create_pipeline(config={"pipeline_name": name, "SubModules": modules}, device="cpu")
+
+
+def _module(kind: str, family: str, folder: str) -> dict[str, Any]:
+    return {"module_name": kind, "model_name": MODELS[family], "model_dir": folder, "batch_size": 1}
+
+
+def _promptable(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
+    # PaddleX's pipeline of that name hands the call on to this model, loads a second one for points, and asks for an
+    # extra that neither needs.
+    model = create_model(MODELS["sam"], model_dir=subject["paddle"]["model"], device="cpu")
+
+    def call(batch: int) -> float:
+        results = model.predict([subject["image"]] * batch, prompts={"box_prompt": subject["boxes"]})
+        return float(sum(int(mask.sum()) for result in results for mask in result["masks"]))
+
+    return call
+
+
+def _instances(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
+    module = _module("instance_segmentation", subject["family"], subject["paddle"]["model"]) | {"threshold": 0.5}
+    pipeline = _pipeline("instance_segmentation", {"InstanceSegmentation": module})
+    threshold = request["settings"]["threshold"]
+
+    def call(batch: int) -> float:
+        pipeline.instance_segmentation_model.batch_sampler.batch_size = batch
+        results = pipeline.predict([subject["image"]] * batch, threshold=threshold)
+        return float(sum(len(result["boxes"]) for result in results))
+
+    return call
+
+
+def _recognition(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
+    paddle = subject["paddle"]
+    modules = {
+        "Detection": _module("text_detection", "picodet", paddle["detection"]),
+        "Recognition": _module("text_recognition", "shitu_rec", paddle["recognition"]),
+    }
+    pipeline = _pipeline("PP-ShiTuV2", modules)
+    index = pipeline.build_index(subject["gallery"], subject["labels"], index_type="Flat")
+
+    def call(batch: int) -> float:
+        for sampler in (pipeline.batch_sampler, pipeline.det_model.batch_sampler, pipeline.rec_model.batch_sampler):
+            sampler.batch_size = batch
+        results = pipeline.predict([subject["image"]] * batch, index=index)
+        return float(sum(len(result["boxes"]) for result in results))
+
+    return call
+
+
+def _model(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
+    model = create_model(MODELS[subject["family"]], model_dir=subject["paddle"]["model"], device="cpu")
+    pixels = cv2.imread(subject["image"])
+    options = {} if subject["family"] in ("shitu_rec", "clip_vit") else {"threshold": 0.5}
+    options |= {key: value for key, value in request["settings"].items() if key in options}
+
+    def call(batch: int) -> float:
+        results = list(model.predict([pixels] * batch, batch_size=batch, **options))
+        if options:
+            return float(sum(len(result["boxes"]) for result in results))
+        return float(sum(abs(result["feature"]).sum() for result in results))
+
+    return call

@@ -1,0 +1,131 @@
+"""The suite on the models that ship, for real and for a moment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ovseg.bench import measure
+from ovseg.bench.environments import interpreter, parse_peers
+from ovseg.bench.side import Side, SideFailure
+from ovseg.bench.subjects import TASKS, choose, shipped
+from ovseg.errors import ConfigError, MissingExtra, ModelError, OvsError
+from ovseg.zoo import load_zoo
+
+
+def test_every_model_that_ships_is_a_subject() -> None:
+    subjects = choose((), None).subjects
+    measured = {folder.name for subject in subjects if not subject.is_pipeline for folder in subject.folders.values()}
+    assert measured == {name for name, spec in load_zoo().items() if spec.bundled}
+    assert {subject.name for subject in subjects if subject.is_pipeline} == {name for name in TASKS if shipped(name)}
+
+
+def test_a_run_compares_ours_with_the_bare_session(tmp_path: Path) -> None:
+    plan = measure.Plan(
+        pipelines=["open_vocabulary_segmentation"], rounds=3, seconds=0.01, starts=1, threads=1, batches=(1, 2)
+    )
+    said: list[str] = []
+    found = measure.run(plan, said.append)
+    name = shipped("open_vocabulary_segmentation")[0].name
+    subjects = ["open_vocabulary_segmentation", f"{name} encoder", f"{name} decoder"]
+    assert [row["subject"] for row in found["rows"] if row["batch"] == 1] == subjects
+    assert {row["subject"] for row in found["rows"] if row["batch"] == 2} == {subjects[0], subjects[2]}
+    assert said == [f"{subject} on cpu" for subject in subjects] and not found["notes"]
+    for row in found["rows"]:
+        ours, bare = (row["sides"][side]["cpu"]["median"] for side in ("ovseg", "session"))
+        # Ours does what the bare session does, and more: a session that was not recorded would show here.
+        assert 0.5 < row["stages"]["session"]["cpu"] / bare < 2
+        assert 0.8 < ours / bare < 4
+        assert row["ratios"]["session"]["cpu"] == pytest.approx(ours / bare, rel=0.5)
+        assert sum(stage["cpu"] for stage in row["stages"].values()) == pytest.approx(ours, rel=0.5)
+        assert all(stage["cpu"] >= 0 for stage in row["stages"].values())
+    whole = found["rows"][0]["stages"]
+    assert whole["read"]["cpu"] > 0.001  # a photograph takes milliseconds
+    for start in found["starts"]:
+        parts = [start[part]["wall"] for part in ("imported", "loaded", "first")]
+        assert 0 < sum(parts) < start["cold"]["wall"]
+        assert 30 < start["memory"]["resident"] <= start["memory"]["peak"] < 4000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"pipelines": ["open_vocabulary_segmentatoin"]}, "did you mean 'open_vocabulary_segmentation'"),
+        ({"devices": ["cupu"]}, "cupu"),
+        ({"against": ["tensorflow"]}, "tensorflow"),
+        ({"environments": ["paddlex=/usr/bin/python3"]}, "--against"),
+        ({"against": ["paddlex"], "environments": ["/usr/bin/python3"]}, "/usr/bin/python3"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"threads": -1}, "threads is -1"),
+        ({"batches": []}, "batches"),
+        ({"batches": [0]}, "batches"),
+        ({"clock": "sundial"}, "sundial"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        measure.check(measure.Plan(**wrong))  # type: ignore[arg-type]
+
+
+def test_an_environment_that_lacks_a_package_is_told() -> None:
+    (peer,) = parse_peers(["paddlex"], [f"paddlex={sys.executable}"]).values()
+    with pytest.raises(MissingExtra, match=r"lacks paddlex.*paddlex\[cv\]==3.7.2"):
+        interpreter("paddlex", peer, print)
+
+
+def test_an_interpreter_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        interpreter("paddlex", tmp_path / "nowhere", print)
+
+
+def test_an_error_of_a_side_is_raised_here(tmp_path: Path) -> None:
+    subject = {"runs": "sam encoder", "image": "", "folders": {"model": str(tmp_path)}}
+    request = {"subject": subject, "device": "cpu", "threads": 1}
+    with pytest.raises(ModelError, match=r"ours: The model folder .* has no model.yaml"):
+        Side("ours", Path(sys.executable), "ovseg_side", request, tmp_path)
+
+
+def test_a_side_that_ends_by_itself_is_told(tmp_path: Path) -> None:
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\necho first >&2\necho out of everything >&2\nexit 3\n")
+    dying.chmod(0o755)
+    with pytest.raises(SideFailure, match="Something ended with the status 3: out of everything"):
+        Side("Something", dying, "no_side", {"device": "cpu", "threads": 1}, tmp_path)
+
+
+def test_a_device_that_is_not_there_is_no_result() -> None:
+    plan = measure.Plan(pipelines=["PP-ShiTuV2"], devices=["dml"], rounds=1, starts=1)
+    with pytest.raises(OvsError, match="DmlExecutionProvider"):
+        measure.run(plan, print)
+
+
+def test_quartiles_are_those_of_numpy() -> None:
+    values = [5.0, 1.0, 2.0, 8.0, 4.0, 4.5]
+    found = measure.spread(values)
+    assert list(found.values()) == pytest.approx(np.percentile(values, [50, 25, 75]))
+    assert measure.spread([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
+
+
+def test_a_session_that_is_run_by_binding_is_recorded() -> None:
+    program = (
+        "import sys, numpy as np, onnxruntime as ort; sys.path.insert(0, sys.argv[1]); import ovseg_side\n"
+        "from ovseg.doctor import PROBE\n"
+        "watch = ovseg_side.Watch(); watch.install(); watch.runs = []\n"
+        "session, x = ort.InferenceSession(PROBE), np.arange(6, dtype=np.float32).reshape(2, 3)\n"
+        "binding = session.io_binding(); binding.bind_cpu_input('x', x); binding.bind_output('y', 'cpu')\n"
+        "session.run_with_iobinding(binding)\n"
+        "binding = session.io_binding(); binding.bind_output('y', 'cpu')\n"
+        "binding.bind_ortvalue_input('x', ort.OrtValue.ortvalue_from_numpy(x))\n"
+        "session.run_with_iobinding(binding)\n"
+        "session.run(['y'], {'x': x})\n"
+        "assert [names for _, names, _ in watch.runs] == [['y']] * 3\n"
+        "assert all((feeds['x'] == x).all() for _, _, feeds in watch.runs)\n"
+    )
+    workers = Path(measure.__file__).with_name("workers")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", program, str(workers)], check=True, env=environment)
