@@ -234,4 +234,5 @@ def _without_needless(points: np.ndarray) -> np.ndarray:
     points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     needless = (before == after).all(axis=1) & (np.abs(before).max(axis=1) == 1)
-    return points[~needless]
+    kept: np.ndarray = points[~needless]
+    return kept
