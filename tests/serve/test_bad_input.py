@@ -101,6 +101,20 @@ def test_no_image(service: Service, image: str, word: str) -> None:
     expect(service.post(PROMPT, image=image, prompt=[[5, 5]], prompt_type="point"), 422, word)
 
 
+@pytest.mark.parametrize("path", [PROMPT, "/instance-segmentation"])
+def test_a_picture_that_no_jpeg_can_hold(service: Service, path: str) -> None:
+    body = {"image": as_base64(np.zeros((2, 65_501, 3), np.uint8)), "prompt": [[1, 1]], "prompt_type": "point"}
+    expect(service.post(path, **body), 422, "visualize")
+    assert service.post(path, **body, visualize=False).status_code == 200
+
+
+def test_a_pdf_where_none_are_read(start: Start) -> None:
+    code = "import sys; sys.modules['pypdfium2'] = None; from ovseg.cli import main; sys.exit(main(sys.argv[1:]))"
+    service = start(pipelines=("open_vocabulary_segmentation",), code=code)
+    expect(service.post(PROMPT, image="JVBERi0xLjQ=", prompt=[[5, 5]], prompt_type="point"), 422, "PDF")
+    assert service.stop() == 0
+
+
 @pytest.mark.parametrize(
     "change",
     [

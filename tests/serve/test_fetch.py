@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from service_process import Start
 
+from ovseg.serve import Settings
 from ovseg.serve.fetch import FetchError, fetch, is_public, is_url, may_reach
 
 # Ways to write addresses that are not public. 127.0.0.1, PORT and [::1] lead to a server of the test, which must not
@@ -247,6 +248,45 @@ def test_no_http() -> None:
 @pytest.mark.parametrize("text", ["http://x", "HTTPS://x", "file:///x", "gopher://x"])
 def test_urls_are_told_from_base64(text: str) -> None:
     assert is_url(text) and not is_url("aHR0cDovL3g=")
+
+
+ANYWHERE = (
+    "import sys, functools, ovseg.serve.routes as routes\n"
+    "routes.fetch = functools.partial(routes.fetch, allowed=lambda address: True)\n"
+    "from ovseg.cli import main\n"
+    "sys.exit(main(sys.argv[1:]))"
+)
+
+
+def pairs(urls: list[str]) -> dict[str, Any]:
+    return {"imageLabelPairs": [{"image": url, "label": "x"} for url in urls]}
+
+
+def test_downloads_count_as_the_body_does(start: Start) -> None:
+    service = start("--allow-url", "--max-body", "1", pipelines=("PP-ShiTuV2",), code=ANYWHERE)
+    with server(*[says("200 OK", b"x" * 600_000)] * 3) as (port, _):
+        url = f"http://127.0.0.1:{port}/"
+        # One of them is read, and is no image.
+        assert service.post("/shitu-index-build", **pairs([url])).status_code == 422
+        response = service.post("/shitu-index-build", **pairs([url, url]))
+    assert response.status_code == 413 and response.json()["errorCode"] == 413
+    assert service.stop() == 0
+
+
+def test_downloads_that_nobody_wants_are_not_begun(start: Start) -> None:
+    service = start("--allow-url", pipelines=("PP-ShiTuV2",), code=ANYWHERE)
+    answered = threading.Event()
+
+    def late(connection: socket.socket, head: bytes) -> None:
+        answered.wait(30)
+
+    with server(*[late] * 60) as (port, seen):
+        response = service.post("/shitu-index-build", **pairs(["ftp://x/", *[f"http://127.0.0.1:{port}/"] * 60]))
+        answered.set()
+        assert response.status_code == 422 and "ftp" in response.json()["errorMsg"]
+        time.sleep(2)
+        assert len(seen) <= Settings().max_downloads
+    assert service.stop() == 0
 
 
 def test_the_service_fetches_only_if_told_to(start: Start) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ovseg.errors import GalleryError, SaveError
+from ovseg.errors import ConfigError, GalleryError, SaveError
 from ovseg.index import Gallery
 from ovseg.index.gallery import load_folder
 from ovseg.serve.indexes import IndexFailed, IndexStore, UnknownIndex
@@ -114,6 +115,27 @@ def test_a_change_that_cannot_be_saved_is_not_in_memory(store: IndexStore, monke
             index.add(VECTORS[2:3], ["c"])
     assert index.id_map() == {"0": "a", "1": "b"}
     assert index.add(VECTORS[2:3], ["d"]) == {"0": "a", "1": "b", "2": "d"}
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "indexes").write_text("")
+    with pytest.raises(ConfigError, match="no folder"):
+        IndexStore(tmp_path / "indexes")
+
+
+def test_an_index_that_cannot_be_saved_leaves_nothing(store: IndexStore, tmp_path: Path) -> None:
+    """Files of this process may not grow beyond a kilobyte, so that writing fails as on a full disk."""
+    gallery = Gallery(4)
+    gallery.add(np.ones((1000, 4), np.float32), ["a"] * 1000)
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(SaveError):
+            store.create(gallery)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list((tmp_path / "indexes").iterdir()) == []
 
 
 def test_unknown_ids(store: IndexStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import time
@@ -12,8 +13,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 from recognition_graphs import plain
 from service_process import Service, as_base64
 
@@ -138,7 +141,9 @@ def test_segment(page: Any, service: Service, photo: str, tmp_path: Path) -> Non
     assert page.locator("#segment canvas").screenshot() != before
     sync_api.expect(page.locator("#segment-list li")).to_have_count(2)
 
-    rles = json.loads(saved(page, "COCO RLE", tmp_path).read_text())
+    path = saved(page, "COCO RLE", tmp_path)
+    assert COCO(path).getCatIds("object") == [1]
+    rles = json.loads(path.read_text())
     assert rles["images"] == [{"id": 1, "file_name": "photo.png", "width": 160, "height": 120}]
     shown = page.locator("#segment-list .score").all_inner_texts()
     asked = [("point", [[80, 60]]), ("box", [[20, 20, 70, 90]])]
@@ -238,9 +243,10 @@ def test_masks_of_instances_are_where_they_belong(page: Any, service: Service, t
     page.click("#tab-objects")
     drop(page, "#objects .stage", ("white.png", image))
     sync_api.expect(page.locator("#objects-list li")).to_have_count(2)
-    saved_masks = json.loads(saved(page, "COCO RLE", tmp_path).read_text())["annotations"]
+    saved_masks = COCO(saved(page, "COCO RLE", tmp_path))
     instances = service.result("/instance-segmentation", image=image)["instances"]
-    for annotation, one in zip(saved_masks, instances, strict=True):
+    for annotation, one in zip(saved_masks.anns.values(), instances, strict=True):
+        assert saved_masks.cats[annotation["category_id"]]["name"] == one["categoryName"]
         whole = np.zeros((64, 80), np.uint8)
         (x, y), (height, width) = one["mask"]["offset"], one["mask"]["size"]
         whole[y : y + height, x : x + width] = coco_mask.decode(one["mask"])
@@ -257,11 +263,116 @@ def test_recognise(page: Any) -> None:
     sync_api.expect(page.locator("#recognise-list .name")).to_have_text(["green"])
     page.get_by_title("Remove green, id 0").click()
     sync_api.expect(page.locator("#gallery li")).to_have_count(1)
+    sync_api.expect(page.locator("#recognise-list .name")).not_to_have_text(["green"])
+
+
+def test_pictures_that_are_added_at_once_make_one_gallery(page: Any) -> None:
+    page.click("#tab-recognise")
+    for label, colour in {"green": (20, 250, 20), "blue": (250, 20, 20), "red": (20, 20, 250)}.items():
+        page.fill("#label", label)
+        drop(page, "#gallery-drop", (f"{label}.png", as_base64(plain(colour))))
+    sync_api.expect(page.locator("#gallery li")).to_have_text(["green×", "blue×", "red×"])
+
+
+def test_a_gallery_is_opened_by_its_key(page: Any, service: Service) -> None:
+    pair = {"image": as_base64(plain((20, 250, 20))), "label": "green"}
+    key = service.result("/shitu-index-build", imageLabelPairs=[pair])["indexKey"]
+    page.click("#tab-recognise")
+    page.click("summary")
+
+    def open_and_add(given: str) -> None:
+        page.fill("#key", given)
+        page.get_by_role("button", name="Open").click()
+        page.fill("#label", "blue")
+        drop(page, "#gallery-drop", ("blue.png", as_base64(plain((250, 20, 20)))))
+
+    open_and_add(f" {key} ")
+    sync_api.expect(page.locator("#gallery li")).to_have_text(["green×", "blue×"])
+    # The service does not give pictures back: only the new one is seen.
+    assert page.locator("#gallery li").nth(0).locator("img").count() == 0
+    assert page.locator("#gallery li").nth(1).locator("img").count() == 1
+    open_and_add("")
+    sync_api.expect(page.locator("#gallery li")).to_have_text(["blue×"])
+    assert page.input_value("#key") != key
 
 
 def test_what_is_no_image_is_said(page: Any) -> None:
     drop(page, "#segment .stage", ("notes.txt", "aGVsbG8="))
     sync_api.expect(page.locator("#status")).to_contain_text("notes.txt is not an image")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "ICO"])
+def test_the_service_sees_what_the_page_shows(page: Any, kind: str) -> None:
+    """Also of pictures that are to be turned, and of formats that only the browser reads."""
+    turned = PIL.Image.Exif()
+    turned[0x112] = 6
+    file = io.BytesIO()
+    PIL.Image.fromarray(plain((20, 250, 20), 32, 64)).save(file, kind, exif=turned)
+    with page.expect_response("**/open-vocabulary-segmentation") as encoded:
+        drop(page, "#segment .stage", ("turned", base64.b64encode(file.getvalue()).decode()))
+    height, width = encoded.value.json()["result"]["masks"][0]["size"]
+    sync_api.expect(page.locator("#status")).to_contain_text("Click on what you want")
+    bounds = page.locator("#segment canvas").bounding_box()
+    assert bounds["width"] / bounds["height"] == pytest.approx(width / height, rel=0.05)
+
+
+@pytest.mark.parametrize("width", [320, 768])
+def test_a_small_screen_is_wide_enough(browser: Any, service: Service, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 640})
+    page.goto(service.url)
+    page.wait_for_selector("body[data-ready]")
+    for name in ("segment", "objects", "recognise"):
+        page.click(f"#tab-{name}")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.close()
+
+
+def test_the_last_image_chosen_is_the_one_shown(page: Any, photo: str, tmp_path: Path) -> None:
+    """Also if another one takes longer to read, or the service is still busy with it."""
+    page.evaluate(
+        """() => {
+            const read = window.createImageBitmap;
+            window.createImageBitmap = async (file) => {
+                if (file.name === "slow.png") await new Promise((resolve) => setTimeout(resolve, 1000));
+                return read(file);
+            };
+        }"""
+    )
+    drop(page, "#segment .stage", ("slow.png", as_base64(plain((250, 250, 250), 50, 70))))
+    pointer = open_image(page, "photo.png", photo, 160)
+    page.wait_for_timeout(1500)
+    pointer.click(80, 60)
+    masks(page, 1)
+    pictures = json.loads(saved(page, "COCO RLE", tmp_path).read_text())["images"]
+    assert pictures == [{"id": 1, "file_name": "photo.png", "width": 160, "height": 120}]
+
+
+def test_an_image_that_was_left_is_not_waited_for(page: Any, photo: str) -> None:
+    given_up: list[str] = []
+    page.on("requestfailed", lambda request: given_up.append(request.failure))
+    held: list[Any] = []
+    page.route("**/open-vocabulary-segmentation", lambda route: held.append(route), times=1)
+    drop(page, "#segment .stage", ("first.png", as_base64(plain((250, 250, 250), 50, 70))))
+    sync_api.expect(page.locator("#status")).to_contain_text("Reading")
+    open_image(page, "photo.png", photo, 160)
+    assert given_up == ["net::ERR_ABORTED"]
+
+
+def test_an_object_outlasts_a_failure(browser: Any, service: Service, photo: str) -> None:
+    page = browser.new_page()
+    page.goto(service.url)
+    page.wait_for_selector("body[data-ready]")
+    pointer = open_image(page, "photo.png", photo, 160)
+    pointer.click(80, 60)
+    masks(page, 1)
+    score = page.locator("#segment-list .score").inner_text()
+    page.route("**/open-vocabulary-segmentation", lambda route: route.fulfill(status=502, body="<html>"))
+    pointer.click(100, 60, "Shift")
+    sync_api.expect(page.locator("#status")).to_have_text("The service answers with status 502.")
+    sync_api.expect(page.locator("#segment-list .score")).to_have_text([score])
+    pointer.click(20, 20)
+    sync_api.expect(page.locator("#segment-list li")).to_have_count(1)
+    page.close()
 
 
 def test_a_click_shows_its_mask_soon(page: Any) -> None:
@@ -294,6 +405,9 @@ def test_token(browser: Any, start: Any, photo: str) -> None:
     page = browser.new_page()
     page.goto(service.url)
     page.wait_for_selector("body[data-ready]")
+    drop(page, "#segment .stage", ("photo.png", photo))
+    page.locator("#token").press("Escape")
+    sync_api.expect(page.locator("#status")).to_have_text("This service wants a token.")
     drop(page, "#segment .stage", ("photo.png", photo))
     for given in ("wrong", "secret"):
         page.locator("#token").fill(given)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -11,8 +13,12 @@ from typing import Any
 
 import pytest
 import requests
+import uvicorn
 from recognition_graphs import plain
 from service_process import Start, as_base64
+
+from ovseg.serve import Settings
+from ovseg.serve.server import _listen, _longest, _protocol, _Server
 
 PROMPT = "/open-vocabulary-segmentation"
 IMAGE = as_base64(plain((250, 250, 250), 120, 160))
@@ -50,6 +56,51 @@ def test_sigterm_under_load_loses_no_accepted_request(start: Start, keep_alive: 
     assert outcomes.keys() == {"200", "refused"}, outcomes
     answered = sum(PROMPT in line and '"status": 200' in line for line in service.log)
     assert answered == outcomes["200"]
+
+
+async def answers_of_a_server_that_ends() -> list[bytes]:
+    """End a server while a client comes in each turn of the event loop, until one is refused."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    loop, listening = asyncio.get_running_loop(), _listen("127.0.0.1", 0)
+    config = uvicorn.Config(
+        app, http=_protocol(Settings()), lifespan="off", log_config=None, timeout_graceful_shutdown=5
+    )
+    config.load()
+    server = _Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup([listening])
+    address, clients = listening.getsockname(), []
+
+    def come() -> None:
+        try:
+            client = socket.create_connection(address, timeout=10)
+        except ConnectionRefusedError:
+            return
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        clients.append(client)
+        loop.call_soon(come)
+
+    come()
+    await server.shutdown([listening])
+    answers = []
+    for client in clients:
+        with client:
+            answers.append(client.recv(15))
+    return answers
+
+
+def test_whoever_could_connect_is_answered() -> None:
+    answers = asyncio.run(answers_of_a_server_that_ends())
+    assert answers and set(answers) == {b"HTTP/1.1 200 OK"}
+
+
+def test_a_shutdown_waits_as_long_as_a_request_may_take() -> None:
+    settings = Settings(body_timeout=20, deadline=300, send_timeout=10)
+    assert _longest(settings) == 330
 
 
 def test_requests_that_wait_are_finished(start: Start) -> None:

@@ -24,7 +24,7 @@ from ..pipelines.instance_segmentation import InstanceSegmentationPipeline
 from ..pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
 from ..samples import samples
 from .batching import Busy
-from .guard import App, Guard, envelope
+from .guard import App, Guard, Refused, envelope
 from .indexes import UnknownIndex
 from .metrics import Metrics
 from .routes import Context, add_image_recognition, add_instance_segmentation, add_open_vocabulary_segmentation
@@ -162,6 +162,10 @@ def _add_errors(app: FastAPI) -> None:
             return answer(request, 422, str(error))
         logger.error("%s: %s", request.state.log_id, error, exc_info=error)
         return answer(request, 500, f"The request failed. The log of the service tells why, at {request.state.log_id}.")
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return answer(request, error.status, error.message, error.headers)
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> Response:

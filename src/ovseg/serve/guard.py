@@ -65,17 +65,17 @@ class Guard:
             await send({"type": "websocket.close", "code": 1000})
 
     def reserve(self, size: int) -> None:
-        """Count bytes of a body that are held.
+        """Count bytes of a request that are held.
 
         Raises:
-            Refused: all bodies together have become too large.
+            Refused: all requests together have become too large.
         """
         if self._buffered + size > self._settings.max_buffered:
             raise Refused(503, "Too many large requests at a time. Try again later.", {"retry-after": "2"}, drain=True)
         self._buffered += size
 
     def release(self, size: int) -> None:
-        """Forget bytes of a body."""
+        """Forget bytes of a request."""
         self._buffered -= size
 
 
@@ -94,7 +94,7 @@ class _Exchange:
     async def handle(self, metrics: Metrics) -> None:
         """Answer the request, and log it."""
         started = time.perf_counter()
-        self._scope.setdefault("state", {})["log_id"] = self._log_id
+        self._scope.setdefault("state", {}).update(log_id=self._log_id, hold=self._hold)
         try:
             await self._answer()
         except Refused as refused:
@@ -175,10 +175,7 @@ class _Exchange:
                         raise Refused(CLIENT_GONE, "")
                     chunk = message.get("body", b"")
                     self._read += len(chunk)
-                    if len(data) + len(chunk) > limit:
-                        raise Refused(413, _too_large(limit), drain=True)
-                    self._guard.reserve(len(chunk))
-                    self._held += len(chunk)
+                    self._hold(len(chunk))
                     data += chunk
                     if not message.get("more_body", False):
                         break
@@ -191,6 +188,17 @@ class _Exchange:
             most = self._settings.max_values
             raise Refused(413, f"The body has {values} values; the limit is {most}. Send fewer at a time.")
         return bytes(data)
+
+    def _hold(self, size: int) -> None:
+        """Count bytes that are held until the request is answered: of its body, or of what its URLs name.
+
+        Raises:
+            Refused: this request, or all together, have become too large.
+        """
+        if self._held + size > self._settings.max_body:
+            raise Refused(413, _too_large(self._settings.max_body), drain=True)
+        self._guard.reserve(size)
+        self._held += size
 
     async def _drain(self) -> None:
         """Read what is left of a body that nobody wants."""
@@ -252,7 +260,7 @@ def envelope(log_id: str, status: int, message: str) -> dict[str, Any]:
 
 
 def _too_large(limit: int) -> str:
-    return f"The body is larger than {limit} bytes. Send a smaller image, or fewer at a time."
+    return f"The body, with what its URLs name, is larger than {limit} bytes. Send a smaller image, or fewer at a time."
 
 
 def _is_literal(host: str) -> bool:

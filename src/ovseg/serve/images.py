@@ -10,9 +10,11 @@ import numpy as np
 import PIL.Image
 
 from .._decoding import Image, count_pages, decode_pages
-from ..errors import ImageError
+from ..errors import ImageError, MissingExtra
 from ..stages.masks import encode_rle, mask_polygons
 from .schemas import Mask
+
+_LONGEST_JPEG = 65_500  # JPEG_MAX_DIMENSION in libjpeg
 
 
 def read_image(given: str | bytes, max_pixels: int) -> Image:
@@ -23,12 +25,13 @@ def read_image(given: str | bytes, max_pixels: int) -> Image:
         max_pixels: the largest height x width that is decoded.
 
     Raises:
-        ImageError: it is no Base64, no image, too large, or has several pages.
-        MissingExtra: it is a PDF, and pypdfium2 is not installed.
+        ImageError: it is no Base64, no image, too large, has several pages, or is a PDF where none are read.
     """
     data = given if isinstance(given, bytes) else _from_base64(given)
     pages = decode_pages(data, "The image", max_pixels)
     image = next(pages)
+    if isinstance(image, MissingExtra):
+        raise ImageError("The image is a PDF, which this service does not read.", "Send a picture of the page.")
     if not isinstance(image, Image):
         raise image
     if image.page_index is not None and count_pages(data, "The image") > 1:
@@ -50,7 +53,16 @@ def _from_base64(text: str) -> bytes:
 
 
 def encode_jpeg(picture: PIL.Image.Image) -> str:
-    """Return a picture as JPEG in Base64."""
+    """Return a picture as JPEG in Base64.
+
+    Raises:
+        ImageError: it is longer than a JPEG may be.
+    """
+    if max(picture.size) > _LONGEST_JPEG:
+        raise ImageError(
+            f"A picture of {picture.width}x{picture.height} pixels cannot be a JPEG.",
+            "Set visualize to false, or send a smaller image.",
+        )
     file = io.BytesIO()
     picture.save(file, format="JPEG", quality=90)
     return base64.b64encode(file.getbuffer()).decode("ascii")

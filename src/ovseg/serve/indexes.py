@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import threading
 import uuid
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import GalleryError, OvsError
+from ..errors import ConfigError, GalleryError, OvsError
 from ..index import Gallery, Matches, Settings
 from ..index.gallery import load_folder
 from ..index.storage import is_gallery, read_manifest
@@ -134,9 +135,14 @@ class IndexStore:
     Args:
         folder: holds a folder for each index.
         max_open: indexes that are kept in memory.
+
+    Raises:
+        ConfigError: there is something else in the folder's place.
     """
 
     def __init__(self, folder: Path, max_open: int = 64) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder.", "Choose another --index-dir.")
         self._folder, self._max_open = folder, max_open
         self._open: OrderedDict[str, OpenIndex] = OrderedDict()
         self._lock = threading.Lock()
@@ -148,7 +154,11 @@ class IndexStore:
             SaveError: it cannot be written.
         """
         key = uuid.uuid4().hex
-        gallery.save(self._folder / key)
+        try:
+            gallery.save(self._folder / key)
+        except OvsError:
+            shutil.rmtree(self._folder / key, ignore_errors=True)  # nobody knows the key
+            raise
         return key, _id_map(gallery)
 
     def get(self, key: str) -> OpenIndex:

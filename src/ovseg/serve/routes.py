@@ -108,11 +108,12 @@ class Context:
         self._metrics.watch_queue(name, queue.__len__)
         return queue
 
-    async def load(self, image: str) -> str | bytes:
+    async def load(self, image: str, request: Request) -> str | bytes:
         """Return an image of a request: as Base64, as it is, or the file that its URL names.
 
         Raises:
             FetchError: URLs are not fetched, or this one could not be.
+            Refused: the request has become too large.
         """
         if not is_url(image):
             return image
@@ -120,13 +121,15 @@ class Context:
             raise FetchError("This service does not fetch URLs.", "Send the image itself, as Base64.")
         settings = self.settings
         async with self._downloads:
-            return await asyncio.to_thread(
+            data = await asyncio.to_thread(
                 fetch,
                 image,
                 max_bytes=settings.max_body,
                 timeout=settings.url_timeout,
                 max_redirects=settings.max_redirects,
             )
+        request.state.hold(len(data))
+        return data
 
     def visualize(self, asked: bool | None) -> bool:
         """Whether a response has a picture."""
@@ -188,7 +191,7 @@ def add_open_vocabulary_segmentation(
             raise PromptError(
                 f"There are {len(body.prompt)} prompts; the limit is {limits.max_prompts}.", "Send fewer at a time."
             )
-        job = _PromptJob(body, await context.load(body.image), context.visualize(body.visualize))
+        job = _PromptJob(body, await context.load(body.image, request), context.visualize(body.visualize))
         return Success(logId=request.state.log_id, result=await queue.submit(job))
 
     return [path]
@@ -234,7 +237,7 @@ def add_instance_segmentation(app: FastAPI, context: Context, pipeline: Instance
 
     @app.post(path, operation_id="segmentInstances", responses=FAILURES, response_model_exclude_none=True)
     async def infer(body: InstanceRequest, request: Request) -> Success[InstanceResult]:
-        job = _InstanceJob(body, await context.load(body.image), context.visualize(body.visualize))
+        job = _InstanceJob(body, await context.load(body.image, request), context.visualize(body.visualize))
         return Success(logId=request.state.log_id, result=await queue.submit(job))
 
     return [path]
@@ -352,26 +355,31 @@ def add_image_recognition(app: FastAPI, context: Context, pipeline: ImageRecogni
         finally:  # also when the client has gone or the time is up
             job.given_up.set()
 
-    async def load_all(pairs: Sequence[ImageLabelPair]) -> list[str | bytes]:
+    async def load_all(pairs: Sequence[ImageLabelPair], request: Request) -> list[str | bytes]:
         if len(pairs) > limits.max_pairs:
             raise ImageError(
                 f"There are {len(pairs)} images; the limit is {limits.max_pairs}.", "Send fewer at a time."
             )
-        return list(await asyncio.gather(*(context.load(pair.image) for pair in pairs)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                loads = [group.create_task(context.load(pair.image, request)) for pair in pairs]
+        except ExceptionGroup as failed:  # the first one has ended the others
+            raise failed.exceptions[0] from None
+        return [load.result() for load in loads]
 
     failures = FAILURES | {404: {"model": Failure, "description": "There is no index of that key."}}
     options: dict[str, Any] = {"responses": failures, "response_model_exclude_none": True}
 
     @app.post("/shitu-index-build", operation_id="buildIndex", **options)
     async def build(body: BuildRequest, request: Request) -> Success[BuildResult]:
-        images = await load_all(body.imageLabelPairs)
+        images = await load_all(body.imageLabelPairs, request)
         key, ids = await changed(_IndexJob(None, images, [pair.label for pair in body.imageLabelPairs]))
         result = BuildResult(indexKey=key, idMap=ids, imageCount=len(ids))
         return Success(logId=request.state.log_id, result=result)
 
     @app.post("/shitu-index-add", operation_id="addImagesToIndex", **options)
     async def add(body: AddRequest, request: Request) -> Success[IndexResult]:
-        images = await load_all(body.imageLabelPairs)
+        images = await load_all(body.imageLabelPairs, request)
         _, ids = await changed(_IndexJob(body.indexKey, images, [pair.label for pair in body.imageLabelPairs]))
         return Success(logId=request.state.log_id, result=IndexResult(idMap=ids, imageCount=len(ids)))
 
@@ -384,7 +392,7 @@ def add_image_recognition(app: FastAPI, context: Context, pipeline: ImageRecogni
     async def infer(body: RecognitionRequest, request: Request) -> Success[RecognitionResult]:
         if body.indexKey is None and not has_index:
             raise GalleryError("indexKey is missing, and no index is configured.", "Send that of an index.")
-        job = _RecognitionJob(body, await context.load(body.image), context.visualize(body.visualize))
+        job = _RecognitionJob(body, await context.load(body.image, request), context.visualize(body.visualize))
         return Success(logId=request.state.log_id, result=await queue.submit(job))
 
     return ["/shitu-index-build", "/shitu-index-add", "/shitu-index-remove", "/shitu-infer"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import h11
@@ -18,7 +20,7 @@ from .guard import App
 from .settings import Settings
 
 # Seconds that a connection without a request in progress is kept in a shutdown: a request may be on its way.
-_GRACE = 0.5
+_GRACE = 2.0
 
 
 def run(app: App, settings: Settings, host: str, port: int) -> None:
@@ -40,7 +42,7 @@ def run(app: App, settings: Settings, host: str, port: int) -> None:
         log_config=None,
         log_level="warning",
         server_header=False,
-        timeout_graceful_shutdown=int(settings.shutdown_timeout),
+        timeout_graceful_shutdown=_longest(settings),
         backlog=512,
     )
     # uvicorn raises the signal again once it has shut down: that is a success, not a crash.
@@ -52,6 +54,11 @@ def run(app: App, settings: Settings, host: str, port: int) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
         listening.close()
+
+
+def _longest(settings: Settings) -> int:
+    """Return the seconds that a request may take from its body to the end of its answer."""
+    return math.ceil(settings.body_timeout + settings.deadline + settings.send_timeout)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -68,9 +75,34 @@ def _listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take in whoever has connected already, then close."""
-        for _ in range(5):  # turns of the event loop: one accepts, the others begin to read
-            await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        for listening in sockets or []:
+            loop.remove_reader(listening)
+        # Those whom the event loop has accepted get their protocols while there still is a server: in the next turn.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        late = [connection for listening in sockets or [] for connection in _accept_all(listening)]
+        for server in self.servers:
+            server.close()
+        for connection in late:
+            await loop.connect_accepted_socket(self._make_protocol, connection)
+        await asyncio.sleep(0)  # they begin to read
         await super().shutdown(sockets)
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
+
+def _accept_all(listening: socket.socket) -> Iterator[socket.socket]:
+    """Accept the connections that wait at a socket that does not block."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            connection, _ = listening.accept()
+            connection.setblocking(False)
+            yield connection
 
 
 def _protocol(settings: Settings) -> type[H11Protocol]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class Settings:
         literal_hosts: take only requests whose Host is an IP address or `localhost`: a page on the web that
             makes its own name point at this machine is refused.
         max_body: bytes of a request's body.
-        max_buffered: bytes of all bodies that are held at a time.
+        max_buffered: bytes of all bodies and downloads that are held at a time.
         max_values: values in a JSON body, so that a body of a million empty lists is refused unread.
         max_pixels: pixels of an image.
         max_prompts: prompts of a request.
@@ -36,7 +37,6 @@ class Settings:
         head_timeout: seconds in which the head of a request must arrive.
         body_timeout: seconds in which its body must arrive.
         send_timeout: seconds that a client may leave an answer unread.
-        shutdown_timeout: seconds that a shutdown waits for requests in progress.
         url_timeout: seconds for a whole download.
         max_downloads: downloads at a time.
         max_redirects: redirects that are followed.
@@ -63,7 +63,6 @@ class Settings:
     head_timeout: float = 10.0
     body_timeout: float = 30.0
     send_timeout: float = 30.0
-    shutdown_timeout: float = 90.0
     url_timeout: float = 15.0
     max_downloads: int = 8
     max_redirects: int = 3
@@ -73,9 +72,9 @@ class Settings:
             if (getattr(self, name) or 0) < 1 and not (name == "max_batch" and self.max_batch is None):
                 raise ConfigError(f"{name} is {getattr(self, name)}.", "Give a number of at least 1.")
         for name in _POSITIVE:
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", "Give seconds, above 0.")
-        if self.batch_window < 0:
+        if not 0 <= self.batch_window < math.inf:
             raise ConfigError(f"batch_window is {self.batch_window}.", "Give seconds, 0 for no waiting.")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
             raise ConfigError("The token is empty or has characters other than ASCII.", "Choose another.")
@@ -95,4 +94,4 @@ _AT_LEAST_ONE = (
     "max_batch",
     "max_downloads",
 )
-_POSITIVE = ("deadline", "head_timeout", "body_timeout", "send_timeout", "shutdown_timeout", "url_timeout")
+_POSITIVE = ("deadline", "head_timeout", "body_timeout", "send_timeout", "url_timeout")

@@ -8,21 +8,21 @@ export function say(text, bad = false) {
   status.classList.toggle("bad", bad);
 }
 
-export async function post(path, body) {
+export async function post(path, body, signal) {
   const headers = { "content-type": "application/json" };
   if (token) headers.authorization = `Bearer ${token}`;
   let response;
   try {
-    response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
+    response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
   } catch {
     throw new Error("The service does not answer.");
   }
   if (response.status === 401) {
-    await askForToken();
-    return post(path, body);
+    if (!await askForToken()) throw new Error("This service wants a token.");
+    return post(path, body, signal);
   }
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.errorMsg);
+  const answer = await response.json().catch(() => ({ errorMsg: `The service answers with status ${response.status}.` }));
+  if (!answer.result) throw new Error(answer.errorMsg);
   return answer.result;
 }
 
@@ -31,11 +31,15 @@ let question = null;
 function askForToken() {
   question ??= new Promise((resolve) => {
     const dialog = document.getElementById("token-dialog");
+    dialog.returnValue = "";
     dialog.addEventListener("close", () => {
-      token = document.getElementById("token").value;
-      sessionStorage.setItem("ovseg-token", token);
+      const given = dialog.returnValue === "given"; // Escape closes it as well
+      if (given) {
+        token = document.getElementById("token").value;
+        sessionStorage.setItem("ovseg-token", token);
+      }
       question = null;
-      resolve();
+      resolve(given);
     }, { once: true });
     dialog.showModal();
   });

@@ -12,7 +12,7 @@ export function start(section) {
   const keyField = document.getElementById("key");
   const list = document.getElementById("recognise-list");
   let key = null;
-  let labels = {};
+  let queries = 0;
   const pictures = {};
   const known = [];
   const colourFor = (name) => {
@@ -33,6 +33,7 @@ export function start(section) {
   });
 
   async function query() {
+    const number = ++queries;
     stage.objects = [];
     list.replaceChildren();
     stage.draw();
@@ -43,7 +44,7 @@ export function start(section) {
     }
     const started = performance.now();
     const result = await stage.ask("/shitu-infer", { indexKey: key });
-    if (!result) return;
+    if (!result || number !== queries) return;
     const objects = result.detectedObjects.map((one) => {
       const best = one.recResults[0];
       return { box: one.bbox, colour: best ? colourFor(best.label) : UNKNOWN, best };
@@ -61,7 +62,17 @@ export function start(section) {
 
   // ------------------------------------------------------------ the gallery
 
-  async function addPictures(files) {
+  // One change after the other: the first makes the gallery that the others extend.
+  let changes = Promise.resolve();
+  function inTurn(change) {
+    changes = changes.then(change).then(({ indexKey, idMap, imageCount }) => {
+      use(indexKey, idMap);
+      say(`${imageCount} picture(s) in the gallery.`);
+      if (stage.image) query();
+    }).catch((error) => say(error.message, true));
+  }
+
+  function addPictures(files) {
     const name = label.value.trim();
     if (!name) {
       say("First say what the pictures show.", true);
@@ -69,38 +80,27 @@ export function start(section) {
       return;
     }
     say(`Adding ${files.length} picture(s) of ${name} …`);
-    try {
+    inTurn(async () => {
       const data = await Promise.all(files.map(toBase64));
       const imageLabelPairs = data.map((image) => ({ image, label: name }));
       const result = key === null
         ? await post("/shitu-index-build", { imageLabelPairs })
         : await post("/shitu-index-add", { imageLabelPairs, indexKey: key });
-      // Ids ascend in the order of the pictures.
-      const ids = Object.keys(result.idMap).map(Number).filter((id) => !(id in labels)).sort((a, b) => a - b);
+      // The last ids are those of the pictures, in their order.
+      const ids = Object.keys(result.idMap).map(Number).sort((a, b) => a - b).slice(-files.length);
       ids.forEach((id, i) => { pictures[id] = URL.createObjectURL(files[i]); });
-      use(result.indexKey ?? key, result.idMap);
-      say(`${result.imageCount} picture(s) in the gallery.`);
-      if (stage.image) query();
-    } catch (error) {
-      say(error.message, true);
-    }
+      return { indexKey: key, ...result };
+    });
   }
 
-  async function removePicture(id) {
-    try {
-      const result = await post("/shitu-index-remove", { ids: [Number(id)], indexKey: key });
-      use(key, result.idMap);
-      say(`${result.imageCount} picture(s) in the gallery.`);
-    } catch (error) {
-      say(error.message, true);
-    }
+  function removePicture(id) {
+    inTurn(async () => ({ indexKey: key, ...await post("/shitu-index-remove", { ids: [Number(id)], indexKey: key }) }));
   }
 
   function use(newKey, idMap) {
     key = newKey;
-    labels = idMap;
-    keyField.value = key;
-    gallery.replaceChildren(...Object.entries(labels).map(([id, text]) => {
+    keyField.value = key ?? "";
+    gallery.replaceChildren(...Object.entries(idMap).map(([id, text]) => {
       const item = document.createElement("li");
       const picture = document.createElement(pictures[id] ? "img" : "span");
       if (pictures[id]) {
@@ -132,8 +132,8 @@ export function start(section) {
   document.getElementById("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
     for (const id of Object.keys(pictures)) delete pictures[id];
-    use(keyField.value.trim(), {});
-    say("The next image is looked up in this index.");
+    use(keyField.value.trim() || null, {});
+    say(key ? "The next image is looked up in this index." : "The next pictures begin a new gallery.");
     if (stage.image) query();
   });
   return stage;

@@ -74,17 +74,18 @@ export function start(section) {
   function replace(old, object) {
     delete object.layers;
     change(stage.objects.map((one) => (one === old ? object : one)));
-    find(object);
+    find(object, old);
   }
 
-  async function find(object) {
+  // `old` is what the object was before, and is again if nothing is found.
+  async function find(object, old) {
     const started = performance.now();
     const body = object.box
       ? { prompt: [object.box], prompt_type: "box" }
       : { prompt: [object.points], prompt_type: "point", pointLabels: [object.labels] };
     const result = await stage.ask(PATH, { ...body, polygons: true });
     if (!result) {
-      change(stage.objects.filter((one) => one !== object), false);
+      change(stage.objects.map((one) => (one === object ? old : one)).filter(Boolean), false);
       return;
     }
     const [mask] = result.masks;

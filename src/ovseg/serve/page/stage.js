@@ -3,9 +3,11 @@
 import { download, post, say, toBase64 } from "./api.js";
 import { boundsOf, css, encodeRle, paintMask } from "./masks.js";
 
-// The canvas is as large as there is room, within limits; images are sent as they are.
+// The canvas is as large as there is room, within limits; images are sent whole.
 const MOST_PIXELS = 1600;
 const MOST_TIMES = 3;
+// How JPEG and PNG begin, in Base64.
+const AS_IT_IS = /^(\/9j\/|iVBORw0KGgo)/;
 
 export class Stage {
   // `onImage` is called when an image has been loaded, `decorate` after everything else has been drawn.
@@ -53,13 +55,19 @@ export class Stage {
   }
 
   async open(file) {
+    const opening = this.opening = {}; // the last one chosen wins, however long another takes to read
     let bitmap;
+    let data;
     try {
-      bitmap = await createImageBitmap(file);
+      [bitmap, data] = await Promise.all([createImageBitmap(file), toBase64(file)]);
     } catch {
       say(`${file.name} is not an image that this browser can show.`, true);
       return;
     }
+    // Of others (a WebP that was turned), the browser may show something else than the service reads.
+    if (!AS_IT_IS.test(data)) data = await toBase64(await pictureOf(bitmap));
+    if (this.opening !== opening) return;
+    this.image?.left.abort();
     const room = Math.min(this.element.clientWidth / bitmap.width, (innerHeight - 140) / bitmap.height) * 0.97;
     const scale = Math.min(room, MOST_TIMES, MOST_PIXELS / Math.max(bitmap.width, bitmap.height));
     this.canvas.width = Math.max(1, Math.round(bitmap.width * scale));
@@ -70,7 +78,8 @@ export class Stage {
       width: bitmap.width,
       height: bitmap.height,
       scale: this.canvas.width / bitmap.width,
-      data: await toBase64(file),
+      data,
+      left: new AbortController(),
     };
     this.objects = [];
     this.element.querySelector(".empty").hidden = true;
@@ -87,10 +96,10 @@ export class Stage {
     const patience = setTimeout(() => { busy.hidden = false; }, 400);
     this.asking = (this.asking ?? 0) + 1;
     try {
-      const result = await post(path, { image: image.data, visualize: false, ...body });
+      const result = await post(path, { image: image.data, visualize: false, ...body }, image.left.signal);
       return this.image === image ? result : null;
     } catch (error) {
-      say(error.message, true);
+      if (this.image === image) say(error.message, true);
       return null;
     } finally {
       this.asking -= 1;
@@ -152,18 +161,28 @@ export class Stage {
 
   saveJson(kind) {
     const { name, width, height } = this.image;
-    const annotations = this.objects.filter((object) => object.mask).map((object, i) => ({
+    const objects = this.objects.filter((object) => object.mask);
+    const nameOf = (object) => object.label ?? "object";
+    const names = [...new Set(objects.map(nameOf))];
+    const annotations = objects.map((object, i) => ({
       id: i + 1,
       image_id: 1,
-      ...(object.label === undefined ? {} : { category: object.label }),
+      category_id: names.indexOf(nameOf(object)) + 1,
       ...(object.score == null ? {} : { score: object.score }),
       ...boundsOf(object.mask, height),
       iscrowd: 0,
       segmentation: kind === "rle" ? { size: [height, width], counts: encodeRle(object.mask) } : object.polygons,
     }));
-    const data = { images: [{ id: 1, file_name: name, width, height }], annotations };
+    const categories = names.map((category, i) => ({ id: i + 1, name: category }));
+    const data = { images: [{ id: 1, file_name: name, width, height }], categories, annotations };
     download(this.savedAs(`_${kind}.json`), new Blob([JSON.stringify(data, null, 1)], { type: "application/json" }));
   }
+}
+
+function pictureOf(bitmap) {
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  return canvas.convertToBlob();
 }
 
 // Call `use` with the images that are dropped on an element.
