@@ -26,8 +26,8 @@ def iou(ours: np.ndarray, truth: np.ndarray) -> float:
     return float((ours & truth).sum() / (ours | truth).sum())
 
 
-# What the weights that ship reach, less a little. Of the goal, 0.88 with a box and 0.78 with one click on `ordinary`, the
-# second is reached.
+# What the weights that ship reach, less a little. Of the goal for `ordinary`, 0.88 with a box and 0.78 with one click,
+# the second is reached.
 FLOORS = {"ordinary": (0.848, 0.78), "crowded": (0.822, 0.743)}
 
 
