@@ -5,7 +5,7 @@ from __future__ import annotations
 from ovseg_export.builders.configs import COCO_LABELS
 
 SIZE = 320  # side of the input, pixels
-STRIDES = (8, 16, 32)
+STRIDES = (16, 32)  # of the cells that answer for objects
 WIDTH = 96  # channels of the pyramid
 TOWER = 2  # convolutions before each output
 BINS = 16  # a distance is the mean of a distribution over so many cells

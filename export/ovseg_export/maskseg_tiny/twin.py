@@ -50,7 +50,7 @@ class MaskSeg(nn.Module):
         levels = len(STRIDES)
         self.trunk = EfficientNetLite0()
         self.laterals = nn.ModuleList([nn.Conv2d(channels, WIDTH, 1) for channels in CHANNELS[1:]])
-        self.smooth = nn.ModuleList([ConvNorm(WIDTH, WIDTH) for _ in range(levels)])
+        self.smooth = nn.ModuleList([ConvNorm(WIDTH, WIDTH) for _ in self.laterals])
         self.class_tower = nn.ModuleList([ConvNorm(WIDTH, WIDTH, levels=levels) for _ in range(TOWER)])
         self.shape_tower = nn.ModuleList([ConvNorm(WIDTH, WIDTH, levels=levels) for _ in range(TOWER)])
         self.classify = nn.Conv2d(WIDTH, len(LABELS), 1)
@@ -71,7 +71,7 @@ class MaskSeg(nn.Module):
             maps[i] = maps[i] + functional.interpolate(maps[i + 1], scale_factor=2, mode="nearest")
         maps = [smooth(x) for smooth, x in zip(self.smooth, maps, strict=True)]
         logits, bins, coefficients = [], [], []
-        for level, x in enumerate(maps):
+        for level, x in enumerate(maps[-len(STRIDES) :]):
             kind = shape = x
             for a, b in zip(self.class_tower, self.shape_tower, strict=True):
                 kind, shape = a(kind, level), b(shape, level)

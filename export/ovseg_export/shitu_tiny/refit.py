@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ import torch
 from . import EMBEDDING, REC_SIZE
 from .protocol import STYLES, Retrieval, recall_at_1, retrieval
 from .render import Objects
-from .training import Run, frames
+from .training import Run, frames, muon_and_adam
 from .twin import Rec
 
 VIEWS = 4
@@ -100,7 +101,7 @@ def main() -> None:
     began = time.process_time()
     objects = Objects(args.assets, args.out / "objects.npz", args.scenes)
     development = retrieval(args.assets, STYLES["development"], 2)
-    run = Run(Rec, args.out, 0, 0.0, 0.0, 0.0)
+    run = Run(Rec, args.out, 0, 0.0, partial(muon_and_adam, lr=0.0, lr_rest=0.0))
     figures = refit(run.ema, objects, development, args.size, args.identities)
     run.export()
     run.log(**figures, identities=args.identities, cpu=round(time.process_time() - began, 1))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -25,7 +26,7 @@ from ovseg_export.scenes.library import Library
 from . import DET_STRIDE
 from .protocol import ap50, box_iou, trainable, visible_boxes
 from .render import hue_matrix, kept_objects, recolour
-from .training import Run, frames
+from .training import Run, frames, muon_and_adam
 from .twin import Det, cell_centres
 
 SIDE = 320  # of a kept scene, pixels
@@ -189,7 +190,7 @@ def train(args: argparse.Namespace) -> None:
     if args.prepare:
         return
     objects = kept_objects(Library(args.assets, "train", trainable(args.assets), cache=1), args.out / "objects.npz")
-    run = Run(Det, args.out, args.seed, args.lr, 2e-3, 0.995)
+    run = Run(Det, args.out, args.seed, 0.995, partial(muon_and_adam, lr=args.lr, lr_rest=2e-3))
     rng = np.random.default_rng([args.seed, run.progress.step])
     usable = len(pictures) - HELD_BACK
     limit, tick = args.minutes * 60, time.monotonic()

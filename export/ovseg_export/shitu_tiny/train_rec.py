@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,7 @@ from . import REC_SIZE
 from .protocol import STYLES, Retrieval, recall_at_1, retrieval
 from .refit import refit
 from .render import Objects
-from .training import Run, frames
+from .training import Run, frames, muon_and_adam
 from .twin import Rec
 
 IDENTITIES, VIEWS = 64, 3  # of a step
@@ -77,7 +78,7 @@ def train(args: argparse.Namespace) -> None:
     objects = Objects(args.assets, args.out / "objects.npz", args.scenes)
     development = retrieval(args.assets, STYLES["development"], 2)
     print(len(objects.sets), "objects", flush=True)
-    run = Run(Rec, args.out, args.seed, args.lr, 2e-3, 0.99)
+    run = Run(Rec, args.out, args.seed, 0.99, partial(muon_and_adam, lr=args.lr, lr_rest=2e-3))
     rng = np.random.default_rng([args.seed, run.progress.step])
     limit, tick = args.minutes * 60, time.monotonic()
     losses, saved = [], run.progress.elapsed

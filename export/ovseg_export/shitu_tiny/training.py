@@ -1,9 +1,10 @@
-"""What both trainings share: the optimiser, averaged weights, a folder that a training resumes from."""
+"""What the trainings share: the optimiser, averaged weights, a folder that a training resumes from."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,20 +45,35 @@ class Progress:
     step: int = 0
 
 
+def muon_and_adam(network: nn.Module, lr: float, lr_rest: float) -> list[torch.optim.Optimizer]:
+    """Muon for kernels, Adam for the rest."""
+    matrices = [p for p in network.parameters() if p.ndim == 4]
+    rest = [p for p in network.parameters() if p.ndim != 4]
+    return [Muon(matrices, lr), torch.optim.AdamW(rest, lr_rest, (0.9, 0.98), weight_decay=0.0)]
+
+
 class Run:
     """A training in a folder: the network, its average, the optimisers, the curve."""
 
-    def __init__(self, make: type[nn.Module], out: Path, seed: int, lr: float, lr_rest: float, ema: float) -> None:
+    def __init__(
+        self,
+        make: Callable[[], nn.Module],
+        out: Path,
+        seed: int,
+        ema: float,
+        optimise: Callable[[nn.Module], list[torch.optim.Optimizer]],
+        clip: float = 2.0,
+    ) -> None:
         torch.manual_seed(seed)
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self.checkpoint, self.decay = out, out / "checkpoint.pt", ema
+        self.out, self.checkpoint, self.decay, self.clip = out, out / "checkpoint.pt", ema, clip
         self.network = make().to(memory_format=torch.channels_last)
         self.ema = make().eval()
         self.ema.load_state_dict(self.network.state_dict())
-        matrices = [p for p in self.network.parameters() if p.ndim == 4]
-        rest = [p for p in self.network.parameters() if p.ndim != 4]
-        self.optimisers = [Muon(matrices, lr), torch.optim.AdamW(rest, lr_rest, (0.9, 0.98), weight_decay=0.0)]
-        self.rates = [lr, lr_rest]
+        self.optimisers = optimise(self.network)
+        self.rates = [[float(group["lr"]) for group in one.param_groups] for one in self.optimisers]
+        adam = [one for one in self.optimisers if isinstance(one, torch.optim.AdamW)]
+        self.clipped = [p for one in adam for group in one.param_groups for p in group["params"]]
         self.progress = Progress()
         if self.checkpoint.exists():
             saved = torch.load(self.checkpoint)
@@ -71,11 +87,12 @@ class Run:
     def step(self, loss: torch.Tensor, share: float, warm_up: int = 60) -> None:
         """One step of the optimisers at this share of the training."""
         factor = min(1.0, (self.progress.step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-        for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
-            optimiser.param_groups[0]["lr"] = rate * factor
+        for optimiser, rates in zip(self.optimisers, self.rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([p for p in self.network.parameters() if p.ndim != 4], 2.0)
+        nn.utils.clip_grad_norm_(self.clipped, self.clip)
         for optimiser in self.optimisers:
             optimiser.step()
         decay = min(self.decay, (1 + self.progress.step) / (10 + self.progress.step))

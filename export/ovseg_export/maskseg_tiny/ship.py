@@ -1,0 +1,48 @@
+"""Turn trained weights into the model folder that ships: Paddle, its saved program, ONNX, proven, weights in half.
+
+python -m ovseg_export.maskseg_tiny.ship --weights export/work/maskseg/weights.npz --out src/ovseg/models/MaskSeg-tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from paddle.static import InputSpec
+
+from ovseg_export.builders.configs import detection_config, normalise_imagenet, resize
+from ovseg_export.shitu_tiny.ship import save, ship
+
+from . import LABELS, NMS, SIZE, STRIDES
+from .network import load
+
+
+def save_program(weights: Path, folder: Path, size: int = SIZE) -> None:
+    """Save the network as a Paddle inference model with its `inference.yml`."""
+    spec = [
+        InputSpec([None, 2], "float32", "im_shape"),
+        InputSpec([None, 3, size, size], "float32", "image"),
+        InputSpec([None, 2], "float32", "scale_factor"),
+    ]
+    steps = [resize(size, size), normalise_imagenet(), {"type": "Permute"}]
+    extra = {"NMS": {"name": "MultiClassNMS", **NMS}, "fpn_stride": list(STRIDES)}
+    save(load(weights, size), spec, detection_config("MaskSeg-tiny", "PPYOLOE", steps, labels=LABELS, extra=extra), folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True, help="what the training wrote")
+    parser.add_argument("--images", type=Path, nargs="*", default=[], help="pictures to compare on")
+    parser.add_argument("--out", type=Path, required=True, help="the model folder")
+    parser.add_argument("--program", type=Path, help="keep the saved Paddle program in this folder")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        program = args.program or Path(scratch)
+        save_program(args.weights, program)
+        print(json.dumps(ship(program, args.out, args.images), indent=2))
+
+
+if __name__ == "__main__":
+    main()
