@@ -13,7 +13,7 @@ import paddle
 import paddle.nn.functional as F  # noqa: N812
 from paddle import nn
 
-from ovseg_export.builders.detection import boxes_from_distances, cell_centres, multiclass_nms
+from ovseg_export.builders.detection import box_scale, boxes_from_distances, cell_centres, multiclass_nms
 from ovseg_export.efficientnet_lite import CHANNELS
 from ovseg_export.efficientnet_lite.network import EfficientNetLite0
 from ovseg_export.half import EPSILON, in_half
@@ -83,26 +83,18 @@ class MaskSeg(nn.Layer):
     ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
         scores, boxes, coefficients, prototypes = self.raw(image)
         rows, count, index = multiclass_nms(boxes, scores, **NMS)
-        height, width = im_shape[0] / scale_factor[0]
-        if count.sum() > 0:
-            chosen = paddle.gather(coefficients.transpose([0, 2, 1]).reshape([-1, PROTOTYPES]), index)
-            side = self.size // MASK_STRIDE
-            masks = (chosen @ prototypes[0].reshape([PROTOTYPES, -1])).reshape([-1, side, side])
-            inside = within(rows[:, 2:6], side)
-            masks = masks * inside + OUTSIDE * (1 - inside)
-            size = [
-                int(paddle.round(self.size / scale_factor[0][0])),
-                int(paddle.round(self.size / scale_factor[0][1])),
-            ]
-            masks = F.interpolate(masks.unsqueeze(0), size=size, mode="bilinear", align_corners=False).squeeze(0)
-            masks = paddle.to_tensor(masks > 0.0).cast("float32")
-            rows[:, 2:6] /= scale_factor.flip(-1).tile([1, 2])
-        else:
-            # As PP-YOLOE_seg answers an empty picture: with one box of zeros.
-            count = paddle.to_tensor([1]).cast("int32")
-            rows = paddle.zeros([count, 6])
-            masks = paddle.zeros([count, int(height), int(width)])
-        return rows, count, masks
+        chosen = paddle.gather(coefficients.transpose([0, 2, 1]).reshape([-1, PROTOTYPES]), index)
+        # A last row of zeros: no case apart for a picture in which nothing is found. Its score is above no threshold.
+        rows = paddle.concat([rows, paddle.zeros([1, 6])])
+        chosen = paddle.concat([chosen, paddle.zeros([1, PROTOTYPES])])
+        side = self.size // MASK_STRIDE
+        masks = (chosen @ prototypes[0].reshape([PROTOTYPES, -1])).reshape([-1, side, side])
+        inside = within(rows[:, 2:6], side)
+        masks = masks * inside + OUTSIDE * (1 - inside)
+        height, width = paddle.split(paddle.round(im_shape[0] / scale_factor[0]).cast("int32"), 2)
+        masks = F.interpolate(masks.unsqueeze(0), size=[height, width], mode="bilinear", align_corners=False)
+        corners = rows[:, 2:6] / box_scale(scale_factor)[0]
+        return paddle.concat([rows[:, :2], corners], axis=1), count + 1, (masks.squeeze(0) > 0.0).cast("float32")
 
 
 def within(boxes: paddle.Tensor, side: int) -> paddle.Tensor:
@@ -127,16 +119,14 @@ def folded(saved: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         stem = name.removesuffix(".conv.weight")
         levels = sum(key.startswith(f"{stem}.norms.") and key.endswith(".bias") for key in saved)
         for level in range(levels):
-            norm = {
-                part: saved[f"{stem}.norms.{level}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
-            }
-            gain = norm["weight"] / np.sqrt(norm["running_var"] + np.float32(EPSILON))
+            norm = f"{stem}.norms.{level}"
+            gain = saved[f"{norm}.weight"] / np.sqrt(saved[f"{norm}.running_var"] + np.float32(EPSILON))
             place = stem
             if stem.partition(".")[0] in ("class_tower", "shape_tower"):  # shared by the levels, until it is folded
                 kind, number = stem.split(".")
                 place = f"{kind}.{level}.{number}"
             state[f"{place}.weight"] = array * gain[:, None, None, None]
-            state[f"{place}.bias"] = norm["bias"] - norm["running_mean"] * gain
+            state[f"{place}.bias"] = saved[f"{norm}.bias"] - saved[f"{norm}.running_mean"] * gain
     return {name: in_half(array) if array.ndim > 1 else array for name, array in state.items()}
 
 
@@ -148,7 +138,7 @@ def load(weights: Path, size: int) -> MaskSeg:
     """
     network = MaskSeg(size)
     state = folded(dict(np.load(weights)))
-    buffers = {name: tensor for name, tensor in network.named_buffers()}
+    buffers = dict(network.named_buffers())
     expected = {name: tensor for name, tensor in network.state_dict().items() if name not in buffers}
     wrong = set(state) ^ set(expected) or {n for n, a in state.items() if list(a.shape) != list(expected[n].shape)}
     if wrong:

@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=Path("export/work/assets"), help="the prepared store")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures and their annotations")
     parser.add_argument("--style", choices=sorted(STYLES), default="test")
-    parser.add_argument("--photos", type=Path, help="photographs behind the objects, instead of the store's")
+    parser.add_argument("--photos", type=Path, nargs="*", default=[], help="photographs, instead of the store's")
     parser.add_argument("--count", type=int, default=SCENES)
     parser.add_argument("--quality", type=int, default=95, help="of the JPEG files")
     args = parser.parse_args()

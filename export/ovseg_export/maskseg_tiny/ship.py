@@ -28,7 +28,8 @@ def save_program(weights: Path, folder: Path, size: int = SIZE) -> None:
     ]
     steps = [resize(size, size), normalise_imagenet(), {"type": "Permute"}]
     extra = {"NMS": {"name": "MultiClassNMS", **NMS}, "fpn_stride": list(STRIDES)}
-    save(load(weights, size), spec, detection_config("MaskSeg-tiny", "PPYOLOE", steps, labels=LABELS, extra=extra), folder)
+    config = detection_config("MaskSeg-tiny", "PPYOLOE", steps, labels=LABELS, extra=extra)
+    save(load(weights, size), spec, config, folder)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -82,7 +83,7 @@ class Things(Library):
         root: the prepared store.
         split: as in `Library`.
         style: the only set to take, or None for all.
-        photos: folder of photographs that take the place of the store's, or None.
+        photos: files of photographs that take the place of the store's.
         small: whether drawings are kept with 176 pixels to a side at most, and photographs with 640; scenes are made
             in a third of the time.
     """
@@ -92,14 +93,14 @@ class Things(Library):
         root: Path,
         split: str | tuple[str, ...],
         style: str | None = None,
-        photos: Path | None = None,
+        photos: Sequence[Path] = (),
         *,
         small: bool = False,
     ) -> None:
         super().__init__(root, split, lambda record: style in (None, record.set))
         self._small = small
         self._drawings: dict[ObjectRecord, np.ndarray] = {}
-        self._own = [cv2.imread(str(path)) for path in sorted(photos.glob("*.jpg"))] if photos else []
+        self._own = [cv2.imread(str(path)) for path in photos]
         families: dict[str, dict[str, list[ObjectRecord]]] = {label: {} for label in LABELS}
         for record in self.objects:
             if label := label_of(record):
