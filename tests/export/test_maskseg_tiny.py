@@ -191,7 +191,7 @@ def test_paddle_gives_what_was_trained(tmp_path: Path) -> None:
     np.testing.assert_allclose(prototypes.numpy(), raw.prototypes.numpy(), atol=0.01 * scale[1])
     weights.pop("classify.bias")
     np.savez(tmp_path / "less.npz", **weights)
-    with pytest.raises(ValueError, match="classify.bias"):
+    with pytest.raises(ValueError, match="classify"):
         network.load(tmp_path / "less.npz", 128)
 
 

@@ -37,7 +37,7 @@ from .protocol import MIX, labelled
 from .things import TRAINING, Things
 from .twin import MaskSeg, Raw, boxes_of, cell_centres
 
-PHASES = ((0.6, 192, 20), (0.85, 256, 16), (1.01, SIZE, 12))  # until this share of the time: pixels, scenes of a step
+PHASES = ((0.5, 192, 20), (0.8, 256, 16), (1.01, SIZE, 12))  # until this share of the time: pixels, scenes of a step
 FROZEN = 5  # blocks of the trunk, and its stem
 MOST = 8  # objects of a scene
 CELLS = 10  # that answer for an object, and whose masks of a scene are compared
