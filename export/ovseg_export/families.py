@@ -67,7 +67,7 @@ FAMILIES: Mapping[str, Family] = {
         Family("cascade_mask_rcnn", ("Cascade-MaskRCNN-",), _INSTANCES, "instances", _FOUND, ("RCNN",)),
         Family(
             "ppyoloe_seg",
-            ("PP-YOLOE_seg-",),
+            ("PP-YOLOE_seg-", "MaskSeg-tiny"),
             _INSTANCES,
             "instances",
             _FOUND,

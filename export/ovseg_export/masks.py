@@ -113,9 +113,12 @@ def _cut(model: ModelProto, place: _Place) -> ModelProto:
     part = ModelProto()
     part.CopyFrom(model)
     kinds = {LOW_RES: onnx.TensorProto.FLOAT, SIZE: onnx.TensorProto.INT64}
+    known = {value.name: value.type for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
     for tensor, name in place.tensors.items():
         part.graph.node.append(helper.make_node("Identity", [tensor], [name], name=f"output_{name}"))
         part.graph.output.append(helper.make_tensor_value_info(name, kinds[name], None))
+        if tensor in known:
+            part.graph.output[-1].type.CopyFrom(known[tensor])
     kept = [value.name for value in part.graph.output if value.name != "masks"]
     return select(part, kept)
 

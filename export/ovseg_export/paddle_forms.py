@@ -132,6 +132,16 @@ def save_det(name: str, out: Path) -> None:
     save(network, inputs, config, out)
 
 
+def save_maskseg(name: str, out: Path) -> None:
+    """Write MaskSeg-tiny as PaddleX's PP-YOLOE_seg-S."""
+    from .maskseg_tiny import SIZE
+    from .maskseg_tiny.network import MaskSeg
+    from .maskseg_tiny.ship import config, inputs
+
+    network = recovered(MaskSeg(SIZE), inputs(), onnx.load(str(find_model(name).files["model"])))
+    save(network, inputs(), config("PP-YOLOE_seg-S"), out)
+
+
 def save_random(name: str, out: Path) -> None:
     """Write a Mask-RT-DETR-S with random weights: the archive, `paddle`, and its export, `onnx`."""
     mask_rtdetr.build(out / "paddle", size="large", image_size=640, model_name=name)
@@ -140,6 +150,7 @@ def save_random(name: str, out: Path) -> None:
 
 FORMS: dict[str, Callable[[str, Path], None]] = {
     "Mask-RT-DETR-S": save_random,
+    "MaskSeg-tiny": save_maskseg,
     "SAM-tiny": save_sam,
     "ShiTu-tiny-det": save_det,
     "ShiTu-tiny-rec": save_rec,

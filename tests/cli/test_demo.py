@@ -32,6 +32,11 @@ def test_demo_segments_the_samples(
             assert str(picture) in printed
             drawn = cv2.imread(str(picture))
             assert drawn.shape == original.shape and cv2.norm(drawn, original, cv2.NORM_L1) > 0
+    for scene in sorted((gallery_path() / "scenes").glob("*.jpg")):
+        picture = output / f"{scene.stem}_instances_res.jpg"
+        assert str(picture) in printed
+        assert cv2.imread(str(picture)).shape == cv2.imread(str(scene)).shape
+    assert "donut" in printed
     scenes = yaml.safe_load((gallery_path() / "scenes" / "scenes.yaml").read_text("utf-8"))
     right = total = 0
     for scene in scenes:

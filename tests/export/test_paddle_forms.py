@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -51,6 +52,20 @@ def test_the_detector_has_the_shipped_weights(tmp_path: Path) -> None:
     found = written("ShiTu-tiny-det", tmp_path).run(feeds)
     expected = Session(find_model("ShiTu-tiny-det").files["model"], "cpu").run(feeds)
     assert len(expected["boxes"]) > 10
+    np.testing.assert_allclose(next(iter(found.values())), expected["boxes"], rtol=1e-3, atol=1e-3)
+
+
+def test_the_segmenter_has_the_shipped_weights(tmp_path: Path) -> None:
+    picture = cv2.resize(cv2.imread(str(Path(__file__).parents[1] / "data" / "instances" / "000.jpg")), (320, 320))
+    image = (picture[:, :, ::-1] / np.float32(255) - shitu_tiny.MEAN) / np.float32(shitu_tiny.STD)
+    feeds = {
+        "im_shape": np.full((1, 2), 320, np.float32),
+        "image": image.transpose(2, 0, 1)[None].astype(np.float32),
+        "scale_factor": np.ones((1, 2), np.float32),
+    }
+    found = written("MaskSeg-tiny", tmp_path).run(feeds)
+    expected = Session(find_model("MaskSeg-tiny").files["model"], "cpu").run(feeds)
+    assert expected["boxes"][:, 1].max() > 0.3
     np.testing.assert_allclose(next(iter(found.values())), expected["boxes"], rtol=1e-3, atol=1e-3)
 
 

@@ -4,7 +4,8 @@
 
 Packages come by name through their ordinary clients (`npm pack`, `apt-get download`), so a mirror configured
 there is used. Only permissively licensed pictures (MIT, Apache-2.0, CC0, CC-BY, public domain) are in the
-split `train`; pictures under share-alike or copyleft terms serve validation only and never enter a weight.
+split `train`, or in `classes`, which only training by class reads; pictures under share-alike or copyleft terms serve
+validation only and never enter a weight.
 
 Needs npm and apt-get with dpkg-deb (Debian or Ubuntu), and from PyPI: resvg_py, OpenEXR, pillow, opencv-
 python-headless.
@@ -53,7 +54,7 @@ class AssetSet:
     version: str
     licence: str
     kind: str  # objects or photos
-    split: str  # train or val
+    split: str  # train, val, or classes
     pattern: str
     limit: int = 0
     emoji: bool = True
@@ -66,6 +67,7 @@ _LOMIRI_FREE = (  # CC-BY-4.0, and CC0-1.0 for "seeding", by the package's copyr
     "|seeding_by_Clements_Engelhardt|sunset_by_Aitzol_Berasategi|umang_by_Abhishek_Mudgal|Wine_by_Jakkub_Mede"
 )
 _CLIPART = r"((?!special/|signs_and_symbols/flags/|unsorted/dup|shapes/flowchart).+)\.png"
+_ICONIFY = r"package/icons\.json"
 _WALLPAPER = r"(\w+)/contents/images/(?:5120x2880|3840x2160|2560x1600|2560x1440)\.(?:jpg|png)"
 
 
@@ -94,9 +96,14 @@ SETS: tuple[AssetSet, ...] = (
     _objects("openclipart", "deb", "openclipart-png", "1:0.18+dfsg-19", "public domain", "train",
              r"usr/share/openclipart/png/" + _CLIPART, limit=90, emoji=False),
     _objects("noto", "npm", "@iconify-json/noto", "1.2.9", "Apache-2.0", "val",
-             r"package/icons\.json"),
+             _ICONIFY),
     _objects("openmoji", "npm", "openmoji", "17.0.0", "CC-BY-SA-4.0", "val",
              r"package/color/svg/([0-9A-F-]+)\.svg"),
+    # Their keys are names, each set's own.
+    _objects("emojione", "npm", "@iconify-json/emojione", "1.2.3", "CC-BY-4.0", "classes", _ICONIFY, emoji=False),
+    _objects("fxemoji", "npm", "@iconify-json/fxemoji", "1.2.2", "Apache-2.0", "classes", _ICONIFY, emoji=False),
+    _objects("streamline", "npm", "@iconify-json/streamline-emojis", "1.2.4", "CC-BY-4.0", "classes", _ICONIFY,
+             emoji=False),
     _photos("lomiri-free", "deb", "lomiri-wallpapers-16.04", "20.04.0-2", "CC-BY-4.0 and CC0-1.0", "train",
             rf"usr/share/backgrounds/((?:{_LOMIRI_FREE}))\.jpg", 4.0),
     _photos("panoramas", "npm", "@pmndrs/assets", "1.7.0", "CC0-1.0", "train",
@@ -230,7 +237,7 @@ _TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3ff")  # 1f3fe stays: one darker variant
 
 def objects_of(entry: AssetSet, package: Path) -> Iterator[tuple[str, str, bytes]]:
     """(key, file name, content) of each picture of a set, skin tones thinned out."""
-    if entry.name == "noto":
+    if entry.pattern == _ICONIFY:
         yield from _iconify(package)
         return
     taken: dict[str, int] = {}
@@ -246,11 +253,11 @@ def objects_of(entry: AssetSet, package: Path) -> Iterator[tuple[str, str, bytes
 
 
 def _iconify(package: Path) -> Iterator[tuple[str, str, bytes]]:
-    """The pictures of an icon collection in one JSON file; a second file relates code points to names."""
+    """The pictures of an icon collection in one JSON file; a second file relates code points to names, in some."""
     files = {name: json.loads(data) for name, _, data in members(package, r"package/(?:icons|chars)\.json")}
     icons, chars = files["package/icons.json"], files["package/chars.json"]
-    for code, name in sorted(chars.items()):
-        key = emoji_key(code)
+    named = {emoji_key(code): name for code, name in sorted(chars.items())} or {name: name for name in icons["icons"]}
+    for key, name in named.items():
         icon = icons["icons"].get(name)
         if icon is None or any(tone in key.split("-") for tone in _TONES):
             continue

@@ -54,7 +54,7 @@ class Library:
 
     Args:
         root: the prepared store.
-        split: `train`, `val`, or None for everything.
+        split: `train`, `val`, several of them, or None for everything.
         keep: takes an object record, says whether to keep it (None: all).
         cache: number of decoded objects kept in memory.
 
@@ -67,7 +67,7 @@ class Library:
     def __init__(
         self,
         root: str | Path,
-        split: str | None = None,
+        split: str | tuple[str, ...] | None = None,
         keep: Callable[[ObjectRecord], bool] | None = None,
         cache: int = 2000,
     ) -> None:
@@ -77,8 +77,9 @@ class Library:
             raise ValueError(f"{self.root}: store format {head.get('format')!r}, expected {FORMAT}: prepare it again")
         records = [ObjectRecord(**entry) for entry in json.loads((self.root / "objects.json").read_text("utf-8"))]
         photos = [PhotoRecord(**entry) for entry in json.loads((self.root / "backgrounds.json").read_text("utf-8"))]
-        self.objects = [r for r in records if split in (None, r.split) and (keep is None or keep(r))]
-        self.photos = [p for p in photos if split in (None, p.split)]
+        splits = (split,) if isinstance(split, str) else split
+        self.objects = [r for r in records if (splits is None or r.split in splits) and (keep is None or keep(r))]
+        self.photos = [p for p in photos if splits is None or p.split in splits]
         weights = np.array([p.weight for p in self.photos])
         self._photo_steps = np.cumsum(weights) / max(1e-9, weights.sum())
         self._blobs: dict[str, np.ndarray] = {}

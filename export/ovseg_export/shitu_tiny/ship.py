@@ -33,7 +33,7 @@ SOURCE = "Trained for ovseg on composite pictures; see README.md in this folder.
 def save_rec(weights: Path, folder: Path) -> None:
     """Save the embedding network as a Paddle inference model with its `inference.yml`."""
     spec = [InputSpec([None, 3, REC_SIZE, REC_SIZE], "float32", "x")]
-    _save(load(Rec(REC_SIZE), weights), spec, feature_config("ShiTu-tiny-rec", REC_SIZE, MEAN, STD), folder)
+    save(load(Rec(REC_SIZE), weights), spec, feature_config("ShiTu-tiny-rec", REC_SIZE, MEAN, STD), folder)
 
 
 def save_det(weights: Path, folder: Path) -> None:
@@ -45,10 +45,11 @@ def save_det(weights: Path, folder: Path) -> None:
     steps = [resize(DET_SIZE, DET_SIZE), normalise_imagenet(), {"type": "Permute"}]
     extra = {"NMS": {"name": "MultiClassNMS", **NMS}, "fpn_stride": [DET_STRIDE]}
     config = detection_config("ShiTu-tiny-det", "FCOS", steps, labels=["foreground"], mask=False, extra=extra)
-    _save(load(Det(DET_SIZE), weights), spec, config, folder)
+    save(load(Det(DET_SIZE), weights), spec, config, folder)
 
 
-def _save(network: Any, spec: list[InputSpec], config: dict[str, Any], folder: Path) -> None:
+def save(network: Any, spec: list[InputSpec], config: dict[str, Any], folder: Path) -> None:
+    """Save a network as a Paddle inference model with its `inference.yml`."""
     static = paddle.jit.to_static(network, input_spec=spec, full_graph=True)
     paddle.jit.save(static, str(folder / "inference"))
     (folder / "inference.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -84,11 +85,11 @@ def main() -> None:
     parser.add_argument("--images", type=Path, nargs="*", default=[], help="pictures to compare on")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model folders")
     args = parser.parse_args()
-    for name, weights, save in (("ShiTu-tiny-rec", args.rec, save_rec), ("ShiTu-tiny-det", args.det, save_det)):
+    for name, weights, make in (("ShiTu-tiny-rec", args.rec, save_rec), ("ShiTu-tiny-det", args.det, save_det)):
         if weights is None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            save(weights, Path(scratch))
+            make(weights, Path(scratch))
             print(name, json.dumps(ship(Path(scratch), args.out / name, args.images), indent=2))
 
 

@@ -1,4 +1,4 @@
-"""What both trainings share: the optimiser, averaged weights, a folder that a training resumes from."""
+"""What the trainings share: the optimiser, averaged weights, a folder that a training resumes from."""
 
 from __future__ import annotations
 
@@ -76,10 +76,18 @@ class Progress:
 class Run:
     """A training in a folder: the network, its average, the optimisers, the curve."""
 
-    def __init__(self, make: Callable[[], nn.Module], out: Path, seed: int, optimisers: Optimisers, ema: float) -> None:
+    def __init__(
+        self,
+        make: Callable[[], nn.Module],
+        out: Path,
+        seed: int,
+        optimisers: Optimisers,
+        ema: float,
+        clip: float = 2.0,
+    ) -> None:
         torch.manual_seed(seed)
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self.checkpoint, self.decay = out, out / "checkpoint.pt", ema
+        self.out, self.checkpoint, self.decay, self.clip = out, out / "checkpoint.pt", ema, clip
         self.network = make().to(memory_format=torch.channels_last)
         self.ema = make().eval()
         self.ema.load_state_dict(self.network.state_dict())
@@ -103,7 +111,7 @@ class Run:
                 group["lr"] = rate * factor
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.clipped, 2.0)
+        nn.utils.clip_grad_norm_(self.clipped, self.clip)
         for optimiser in self.optimisers:
             optimiser.step()
         decay = min(self.decay, (1 + self.progress.step) / (10 + self.progress.step))

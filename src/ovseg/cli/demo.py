@@ -20,10 +20,11 @@ def register(app: typer.Typer) -> None:
 def demo(save_path: str = SAVE_PATH, device: str = DEVICE, model: str = MODEL, model_dir: str = MODEL_DIR) -> None:
     """Run the models that ship on the samples that ship, and save pictures.
 
-    Promptable segmentation by boxes and by points (--model and --model-dir choose another SAM), then image
-    recognition with a gallery of 36 things.
+    Promptable segmentation by boxes and by points (--model and --model-dir choose another SAM), instance
+    segmentation, then image recognition with a gallery of 36 things.
     """
     _segment(Path(save_path), device, model, model_dir)
+    _find_instances(Path(save_path), device)
     _recognise(Path(save_path), device)
 
 
@@ -46,6 +47,23 @@ def _segment(folder: Path, device: str, model: str, model_dir: str) -> None:
             picture = folder / f"{sample.name}_{prompt_type}_res.jpg"
             result.save_to_img(picture)
             print(f"  {picture}: {', '.join(names)}")
+
+
+def _find_instances(folder: Path, device: str) -> None:
+    from ..pipelines.instance_segmentation import InstanceSegmentationPipeline
+    from ..samples import gallery_path
+
+    pipeline = InstanceSegmentationPipeline(device=device, model="MaskSeg-tiny")
+    for scene in sorted((gallery_path() / "scenes").glob("*.jpg")):
+        started = time.perf_counter()
+        (result,) = pipeline.predict(str(scene))
+        milliseconds = 1000 * (time.perf_counter() - started)
+        print(
+            f"{scene.stem}: {len(result['boxes'])} instances of {len(pipeline.labels)} classes, {milliseconds:.0f} ms"
+        )
+        picture = folder / f"{scene.stem}_instances_res.jpg"
+        result.save_to_img(picture)
+        print(f"  {picture}: {', '.join(box['label'] for box in result['boxes'])}")
 
 
 def _recognise(folder: Path, device: str) -> None:
