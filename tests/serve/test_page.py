@@ -52,6 +52,7 @@ def page(browser: Any, service: Service) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1200, "height": 760})
     page = context.new_page()
     page.set_default_timeout(60_000)
+    sync_api.expect.set_options(timeout=60_000)
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
