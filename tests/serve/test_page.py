@@ -407,7 +407,9 @@ def test_token(browser: Any, start: Any, photo: str) -> None:
     page.goto(service.url)
     page.wait_for_selector("body[data-ready]")
     drop(page, "#segment .stage", ("photo.png", photo))
+    page.wait_for_selector("#token-dialog[open]")
     page.locator("#token").press("Escape")
+    page.wait_for_selector("#token-dialog", state="hidden")
     sync_api.expect(page.locator("#status")).to_have_text("This service wants a token.")
     drop(page, "#segment .stage", ("photo.png", photo))
     for given in ("wrong", "secret"):
