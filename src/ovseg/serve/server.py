@@ -131,8 +131,8 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             elif self.conn.their_state is h11.IDLE and self._head is None:
                 # The first bytes of a further request; uvicorn watches the pause before them.
                 self._head = self.loop.call_later(settings.head_timeout, self._no_head)
-            if self._leaving and self.cycle is not None:
-                self.cycle.keep_alive = False
+            if self._leaving:
+                self._announce_end()
 
         def _no_head(self) -> None:
             self._head = None
@@ -151,15 +151,20 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
 
         def shutdown(self) -> None:
             self._leaving = True
-            if self.cycle is not None and not self.cycle.response_complete:
-                super().shutdown()  # it ends with its response
-                return
+            self._announce_end()
             self.loop.call_later(_GRACE, self._leave)
+
+        def _announce_end(self) -> None:
+            """Let the response say that it is the last one, or the client might send a request after it."""
+            if self.cycle is not None and not self.cycle.response_started:
+                self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
 
         def _leave(self) -> None:
             if self.transport.is_closing():
                 return
-            if self.cycle is None or self.cycle.response_complete:
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.keep_alive = False
+            else:
                 with contextlib.suppress(h11.LocalProtocolError):  # in the middle of a head
                     self.conn.send(h11.ConnectionClosed())
                 self.transport.close()
