@@ -22,7 +22,7 @@ from ovseg_export.scenes.compose import (
     MIXES,
     _blend,
     _place,
-    _premultiply,
+    premultiplied,
     _visible,
 )
 from ovseg_export.scenes.library import FORMAT
@@ -181,7 +181,7 @@ def test_max_instances_holds(store: Path) -> None:
 
 def test_premultiply() -> None:
     bgra = np.array([[[200, 100, 50, 128], [200, 100, 50, 0]]], np.uint8)
-    assert np.abs(_premultiply(bgra).astype(int) - [[[100, 50, 25, 128], [0, 0, 0, 0]]]).max() <= 1
+    assert np.abs(premultiplied(bgra).astype(int) - [[[100, 50, 25, 128], [0, 0, 0, 0]]]).max() <= 1
 
 
 def test_trim_cuts_to_alpha_shrinks_and_refuses() -> None:
