@@ -33,9 +33,8 @@ from .twin import SamTiny
 
 @dataclass(frozen=True)
 class Phase:
-    """Part of a training: until this share of the time, frames of `size` px, `scenes` x `prompts` a step."""
+    """Part of a training: frames of `size` px, `scenes` x `prompts` a step."""
 
-    until: float
     size: int
     scenes: int
     prompts: int
@@ -44,7 +43,7 @@ class Phase:
 
 # Small frames first: most of what a promptable segmenter learns does not need resolution. They show a part of the
 # scene, so that things keep their size.
-PHASES = (Phase(0.55, 256, 12, 4, (0.45, 0.9)), Phase(1.01, SIZE, 5, 5, (0.6, 1.3)))
+SMALL, WHOLE = Phase(256, 12, 4, (0.45, 0.9)), Phase(SIZE, 5, 5, (0.6, 1.3))
 TRUNK = 0.2  # of the rate, for what was pretrained
 HELD = 0.55  # the share of the time after which the rate is let down
 WARM_UP = 100  # steps
@@ -185,7 +184,14 @@ def recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         x = cv2.GaussianBlur(x, (0, 0), rng.uniform(0.4, 1.6))
     if rng.random() < 0.15:
         x = x + rng.normal(0, rng.uniform(2, 12), x.shape)
-    return np.clip(x, 0, 255).astype(np.uint8)
+    x = np.clip(x, 0, 255).astype(np.uint8)
+    if rng.random() < 0.25:  # as an older camera would have seen it, all of it alike
+        height, width = x.shape[:2]
+        small = cv2.resize(x, None, fx=(scale := rng.uniform(0.45, 0.9)), fy=scale, interpolation=cv2.INTER_AREA)
+        x = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.25:
+        x = cv2.imdecode(cv2.imencode(".jpg", x, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 85))])[1], 1)
+    return x
 
 
 def mask_loss(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -424,7 +430,7 @@ def train(args: argparse.Namespace) -> None:
     saved = evaluated = run.progress.elapsed
     while run.progress.elapsed < limit:
         share = run.progress.elapsed / limit
-        current = next(p for p in PHASES if share < p.until)
+        current = SMALL if share < args.small else WHOLE
         if current is not phase:
             phase = current
             scenes = Scenes(args.scenes, phase, args.seed + run.progress.step)
@@ -480,6 +486,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the training; resumes what is there")
     parser.add_argument("--weights", type=Path, help="weights.npz of an earlier training to start from")
     parser.add_argument("--minutes", type=float, default=80, help="length of the whole training")
+    parser.add_argument("--small", type=float, default=0.55, help="share of the time on frames of 256 px")
     parser.add_argument("--eval-minutes", type=float, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="PyTorch's name, such as cuda")
