@@ -58,14 +58,9 @@ def test_sigterm_under_load_loses_no_accepted_request(start: Start, keep_alive: 
     assert answered == outcomes["200"]
 
 
-async def answers_of_a_server_that_ends() -> list[bytes]:
-    """End a server while a client comes in each turn of the event loop, until one is refused."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    loop, listening = asyncio.get_running_loop(), _listen("127.0.0.1", 0)
+async def started(app: Any) -> tuple[_Server, socket.socket]:
+    """A server of `app` in this event loop, and the socket at which it listens."""
+    listening = _listen("127.0.0.1", 0)
     config = uvicorn.Config(
         app, http=_protocol(Settings()), lifespan="off", log_config=None, timeout_graceful_shutdown=5
     )
@@ -73,6 +68,18 @@ async def answers_of_a_server_that_ends() -> list[bytes]:
     server = _Server(config)
     server.lifespan = config.lifespan_class(config)
     await server.startup([listening])
+    return server, listening
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def answers_of_a_server_that_ends() -> list[bytes]:
+    """End a server while a client comes in each turn of the event loop, until one is refused."""
+    loop = asyncio.get_running_loop()
+    server, listening = await started(answer)
     address, clients = listening.getsockname(), []
 
     def come() -> None:
@@ -96,6 +103,50 @@ async def answers_of_a_server_that_ends() -> list[bytes]:
 def test_whoever_could_connect_is_answered() -> None:
     answers = asyncio.run(answers_of_a_server_that_ends())
     assert answers and set(answers) == {b"HTTP/1.1 200 OK"}
+
+
+async def last_heads() -> list[bytes]:
+    """End a server while a request is in progress and a kept connection is idle; return the heads of the responses.
+
+    Those of both connections before, of the request in progress, and of one that the idle connection sends after.
+    """
+    reached, finish = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/slow":
+            reached.set()
+            await finish.wait()
+        await answer(scope, receive, send)
+
+    server, listening = await started(app)
+    address = listening.getsockname()
+    (to_busy, busy), (to_idle, idle) = [await asyncio.open_connection(*address) for _ in range(2)]
+
+    def ask(connection: asyncio.StreamWriter, path: str) -> None:
+        connection.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+
+    heads = []
+    for connection, reader in ((busy, to_busy), (idle, to_idle)):
+        ask(connection, "/")
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+    ask(busy, "/slow")
+    await reached.wait()
+    ending = asyncio.create_task(server.shutdown([listening]))
+    while server.servers[0].is_serving():
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
+    finish.set()
+    heads.append(await to_busy.readuntil(b"\r\n\r\n"))
+    ask(idle, "/")
+    heads.append(await to_idle.readuntil(b"\r\n\r\n"))
+    await ending
+    return heads
+
+
+def test_the_last_response_of_a_connection_says_so() -> None:
+    """Else its client would send the next request to a connection that is being closed."""
+    heads = asyncio.run(asyncio.wait_for(last_heads(), 30))
+    assert [b"connection: close" in head.lower() for head in heads] == [False, False, True, True]
 
 
 def test_a_shutdown_waits_as_long_as_a_request_may_take() -> None:

@@ -33,7 +33,7 @@ function askForToken() {
     const dialog = document.getElementById("token-dialog");
     dialog.returnValue = "";
     dialog.addEventListener("close", () => {
-      const given = dialog.returnValue === "given"; // Escape closes it as well
+      const given = dialog.returnValue === "given"; // Escape and Cancel close it as well
       if (given) {
         token = document.getElementById("token").value;
         sessionStorage.setItem("ovseg-token", token);
