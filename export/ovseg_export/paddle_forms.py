@@ -25,10 +25,8 @@ from paddle.static import InputSpec
 from ovseg.zoo import find_model
 
 from . import sam_tiny, shitu_tiny
-from .builders import mask_rtdetr
 from .builders.configs import detection_config, feature_config, normalise_imagenet, resize
 from .convert import convert
-from .export import export_model
 from .half import restore_from_half
 
 
@@ -142,14 +140,7 @@ def save_maskseg(name: str, out: Path) -> None:
     save(network, inputs(), config("PP-YOLOE_seg-S"), out)
 
 
-def save_random(name: str, out: Path) -> None:
-    """Write a Mask-RT-DETR-S with random weights: the archive, `paddle`, and its export, `onnx`."""
-    mask_rtdetr.build(out / "paddle", size="large", image_size=640, model_name=name)
-    export_model(out / "paddle", out / "onnx")
-
-
 FORMS: dict[str, Callable[[str, Path], None]] = {
-    "Mask-RT-DETR-S": save_random,
     "MaskSeg-tiny": save_maskseg,
     "SAM-tiny": save_sam,
     "ShiTu-tiny-det": save_det,

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from ovseg.bench import measure
+from ovseg.bench import forms, measure
 from ovseg.bench.environments import interpreter, parse_peers
+from ovseg.bench.forms import NoArchive
 from ovseg.bench.side import Side, SideFailure
 from ovseg.bench.subjects import TASKS, choose, shipped
 from ovseg.errors import ConfigError, MissingExtra, ModelError, OvsError
-from ovseg.zoo import load_zoo
+from ovseg.zoo import bundled_dir, load_zoo
 
 
 def test_every_model_that_ships_is_a_subject() -> None:
-    subjects = choose((), None).subjects
+    subjects = choose(())
     measured = {folder.name for subject in subjects if not subject.is_pipeline for folder in subject.folders.values()}
     assert measured == {name for name, spec in load_zoo().items() if spec.bundled}
     assert {subject.name for subject in subjects if subject.is_pipeline} == {name for name in TASKS if shipped(name)}
+
+
+def test_a_model_of_ones_own_is_measured_instead(tmp_path: Path) -> None:
+    folder, image = tmp_path / "mine", tmp_path / "picture.png"
+    shutil.copytree(shipped("instance_segmentation")[0].path, folder)
+    cv2.imwrite(str(image), np.full((120, 90, 3), 200, np.uint8))
+    found = choose((), [folder])
+    assert [subject.pipeline for subject in found] == ["instance_segmentation"] * 2
+    assert {subject.folders["model"].path for subject in found} == {folder}
+    assert found[0].request([1], image)["image"] == str(image)
+    with pytest.raises(NoArchive, match="--archive"):
+        forms.archive(found[0].folders["model"])
+
+
+def test_a_detector_of_ones_own_comes_with_the_embedder_that_ships(tmp_path: Path) -> None:
+    detector, embedder = (next(m for m in shipped("PP-ShiTuV2") if m.family == f) for f in ("picodet", "shitu_rec"))
+    shutil.copytree(detector.path, tmp_path / "mine")
+    pipeline, alone = choose((), [tmp_path / "mine"])
+    assert {role: folder.path for role, folder in pipeline.folders.items()} == {
+        "detection": tmp_path / "mine",
+        "recognition": embedder.path,
+    }
+    assert alone.folders["model"].path == tmp_path / "mine"
 
 
 def test_a_run_compares_ours_with_the_bare_session(tmp_path: Path) -> None:
@@ -60,6 +86,9 @@ def test_a_run_compares_ours_with_the_bare_session(tmp_path: Path) -> None:
         ({"against": ["tensorflow"]}, "tensorflow"),
         ({"environments": ["paddlex=/usr/bin/python3"]}, "--against"),
         ({"against": ["paddlex"], "environments": ["/usr/bin/python3"]}, "/usr/bin/python3"),
+        ({"pipelines": ["PP-ShiTuV2"], "models": [bundled_dir("SAM-tiny")]}, "SAM-tiny is no model of PP-ShiTuV2"),
+        ({"models": [bundled_dir("SAM-tiny")], "archives": [Path("a"), Path("b")]}, "2 archives of 1 models"),
+        ({"models": [bundled_dir("SAM-tiny")], "archives": [Path(__file__).parent]}, "no inference.yml"),
         ({"rounds": 0}, "rounds is 0"),
         ({"threads": -1}, "threads is -1"),
         ({"batches": []}, "batches"),

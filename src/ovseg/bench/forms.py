@@ -13,7 +13,7 @@ from pathlib import Path
 from ..cache import cache_dir, locked
 from ..errors import MissingExtra, OvsError
 from ..model_folder import ModelFolder
-from .subjects import STAND_IN
+from ..zoo import bundled_dir
 
 
 class NoArchive(OvsError):  # noqa: N818
@@ -37,26 +37,16 @@ def require_export_stage() -> None:
 
 
 def archive(folder: ModelFolder) -> Path:
-    """Return the Paddle archive of the same weights as a model folder.
+    """Return the Paddle archive of the same weights as a model that ships.
 
     Raises:
         NoArchive: there is no way to make one.
     """
-    beside = folder.path.parent / "paddle"
-    if (beside / "inference.yml").is_file():  # of the stand-in, which came from it
-        return beside
+    if folder.path != bundled_dir(folder.name):
+        raise NoArchive(f"{folder.name} comes without a Paddle archive.", "Name its archive with --archive.")
     prints = "".join(sorted(str(facts["sha256"]) for facts in folder.facts["files"].values()))
     target = _root() / f"{folder.name}-{hashlib.sha256(prints.encode()).hexdigest()[:12]}"
     return _made(target, folder.name)
-
-
-def stand_in() -> Path:
-    """Return the model folder of the stand-in for instance segmentation; its Paddle archive is beside it.
-
-    Raises:
-        NoArchive: it cannot be built.
-    """
-    return _made(_root() / f"random-{STAND_IN}", STAND_IN) / "onnx"
 
 
 def _root() -> Path:

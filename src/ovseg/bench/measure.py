@@ -15,11 +15,13 @@ from typing import Any
 
 from ..device import resolve_device
 from ..errors import ConfigError, OvsError
+from ..images import read_images
+from ..model_folder import ModelFolder
 from ..runtime import usable_cpus
 from . import forms, machine
 from .environments import PEERS, interpreter, parse_peers
 from .side import Side
-from .subjects import Subject, check_pipelines, choose, shipped
+from .subjects import Subject, choose
 
 OURS, BARE = "ovseg", "session"
 _SETTLE = 0.25  # seconds: OpenMP's threads spin that long after work, on the cores of whoever comes next
@@ -34,7 +36,10 @@ class Plan:
     """What to measure, and how.
 
     Attributes:
-        pipelines: their names; none means all.
+        pipelines: their names; none means those of the models, or all.
+        models: model folders, measured in the place of those that ship.
+        archives: the Paddle archives of the same weights, one for each of the models, or none.
+        image: file to measure on; None for a sample.
         devices: device strings; `cuda` and `cann` are `gpu` and `npu`.
         against: alternatives; they run on the CPU.
         environments: `NAME=PYTHON` for alternatives that need no environment of the suite.
@@ -47,6 +52,9 @@ class Plan:
     """
 
     pipelines: Sequence[str] = ()
+    models: Sequence[Path] = ()
+    archives: Sequence[Path] = ()
+    image: Path | None = None
     devices: Sequence[str] = ("cpu",)
     against: Sequence[str] = ()
     environments: Sequence[str] = ()
@@ -62,10 +70,21 @@ def check(plan: Plan) -> None:
     """Refuse a plan that cannot be carried out, before anything is measured.
 
     Raises:
-        ConfigError: a pipeline, device, alternative or number that cannot be.
+        ConfigError: a pipeline, model, archive, device, alternative or number that cannot be.
+        ModelError: a folder that is no model folder.
+        ImageError: an image that cannot be read.
         DeviceUnavailable: a device of PaddleX's that ONNX Runtime cannot run on.
     """
-    check_pipelines(plan.pipelines)
+    choose(plan.pipelines, plan.models)
+    if plan.archives and len(plan.archives) != len(plan.models):
+        raise ConfigError(
+            f"There are {len(plan.archives)} archives of {len(plan.models)} models.", "Give one for each, in order."
+        )
+    for archive in plan.archives:
+        if not (archive / "inference.yml").is_file():
+            raise ConfigError(f"{archive} is no Paddle archive: it has no inference.yml.", "Name its folder.")
+    if plan.image is not None:
+        list(read_images(plan.image))
     for device in plan.devices:
         resolve_device(_ALIASES.get(device, device))
     parse_peers(plan.against, plan.environments)
@@ -97,12 +116,10 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
     peers = {
         name: interpreter(name, given, say) for name, given in parse_peers(plan.against, plan.environments).items()
     }
-    if any(PEERS[name].archives for name in peers):
+    if any(PEERS[name].archives for name in peers) and not plan.archives:
         forms.require_export_stage()
     found: dict[str, Any] = {"machine": machine.facts(), "plan": _shown(plan), "rows": [], "starts": [], "notes": []}
-    choice = choose(plan.pipelines, _stand_in(plan.pipelines, say))
-    found["notes"] += choice.missing
-    for subject, device in itertools.product(choice.subjects, plan.devices):
+    for subject, device in itertools.product(choose(plan.pipelines, plan.models), plan.devices):
         say(f"{subject.name} on {device}")
         with tempfile.TemporaryDirectory() as scratch:
             chosen = peers if device == "cpu" else {}
@@ -112,16 +129,10 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
 
 def _shown(plan: Plan) -> dict[str, Any]:
     """The plan without the interpreters, which are elsewhere on another machine."""
-    return {key: value for key, value in asdict(plan).items() if key != "environments"}
-
-
-def _stand_in(pipelines: Sequence[str], say: Say) -> Path | None:
-    """Return the model folder that stands in for instance segmentation, if it is needed and can be built."""
-    name = "instance_segmentation"
-    if (pipelines and name not in pipelines) or shipped(name) or not forms.export_stage():
-        return None
-    say("Building a model of instance segmentation with random weights, since none ships; this happens once.")
-    return forms.stand_in()
+    facts = {key: value for key, value in asdict(plan).items() if key != "environments"}
+    for key in ("models", "archives"):
+        facts[key] = [str(path) for path in facts[key]]
+    return facts | {"image": None if plan.image is None else str(plan.image)}
 
 
 class _Comparison:
@@ -140,7 +151,7 @@ class _Comparison:
         self._batches = [batch for batch in plan.batches if batch == 1 or subject.batches]
         self._peers = peers
         self._request: dict[str, Any] = {
-            "subject": subject.request(self._batches),
+            "subject": subject.request(self._batches, plan.image),
             "device": _ALIASES.get(device, device),
             "threads": plan.threads or usable_cpus(),
         }
@@ -171,7 +182,6 @@ class _Comparison:
             "subject": self._subject.name,
             "pipeline": self._subject.is_pipeline,
             "models": [folder.name for folder in self._subject.folders.values()],
-            "random": self._subject.random,
             "device": self._device,
         }
 
@@ -187,7 +197,7 @@ class _Comparison:
             if not self._subject.whole:
                 return None
             try:
-                archives = {role: str(forms.archive(folder)) for role, folder in self._subject.folders.items()}
+                archives = {role: str(self._archive(folder)) for role, folder in self._subject.folders.items()}
             except OvsError as error:
                 self._note(name, error.cause)
                 return None
@@ -199,6 +209,10 @@ class _Comparison:
         except OvsError as error:
             self._note(name, error.cause)
             return None
+
+    def _archive(self, folder: ModelFolder) -> Path:
+        given = dict(zip(self._plan.models, self._plan.archives, strict=False))
+        return (given.get(folder.path) or forms.archive(folder)).absolute()
 
     def _note(self, name: str, text: str) -> None:
         self._found["notes"].append(f"{self._subject.name}, {PEERS[name].title}: {text}")

@@ -143,8 +143,7 @@ def _compared(found: Found, clock: str) -> Iterator[tuple[str, float, list[tuple
 
 def _name(row: Mapping[str, Any]) -> str:
     models = " + ".join(row["models"])
-    name = f"{row['subject']} ({models})" if row["pipeline"] else row["subject"]
-    return f"{name}, random weights" if row["random"] else name
+    return f"{row['subject']} ({models})" if row["pipeline"] else str(row["subject"])
 
 
 def _milliseconds(times: Mapping[str, float]) -> str:

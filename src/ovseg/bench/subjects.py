@@ -1,13 +1,14 @@
-"""What there is to measure: the pipelines, and the models that ship."""
+"""What there is to measure: the pipelines, and the models that ship or are given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError
+from ..images import read_images
 from ..model_folder import ModelFolder, open_model_folder
 from ..pipelines import PIPELINES
 from ..samples import gallery_path, samples
@@ -16,8 +17,6 @@ from ..zoo import bundled_dir, load_zoo
 
 TASKS = {name: "image_recognition" if name == "PP-ShiTuV2" else name for name in PIPELINES}
 """Pipeline to the task of its models."""
-STAND_IN = "Mask-RT-DETR-S"
-"""The model that stands in for instance segmentation where none ships: the builder's, with random weights."""
 _INDEXED = ("picodet", "shitu_rec", "clip_vit")  # their sample is a scene of the gallery
 
 
@@ -32,7 +31,6 @@ class Subject:
         family: of its model, or of its first one.
         folders: role to model folder; the one role of a single model is `model`.
         whole: whether PaddleX and Paddle have a counterpart: not of a part of SAM, which they run in one piece.
-        random: whether the weights are random.
         batches: whether a call takes several images or prompts.
     """
 
@@ -42,7 +40,6 @@ class Subject:
     family: str
     folders: dict[str, ModelFolder]
     whole: bool = True
-    random: bool = False
     batches: bool = True
 
     @property
@@ -50,8 +47,16 @@ class Subject:
         """Whether it is a pipeline, which reads files, rather than a model, which gets pixels."""
         return self.runs in PIPELINES
 
-    def request(self, batches: Sequence[int]) -> dict[str, Any]:
-        """Return what the sides need to know, as JSON takes it."""
+    def request(self, batches: Sequence[int], image: Path | None = None) -> dict[str, Any]:
+        """Return what the sides need to know, as JSON takes it.
+
+        Args:
+            batches: images or prompts of a call.
+            image: file to measure on; None for a sample.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
         facts: dict[str, Any] = {
             "name": self.name,
             "runs": self.runs,
@@ -68,47 +73,38 @@ class Subject:
             sample = samples()[0]
             facts["image"] = str(sample.path)
             facts["boxes"] = [list(box) for box in sample.boxes.values()]
+        if image is not None:
+            (given,) = read_images(image)
+            height, width = given.pixels.shape[:2]
+            facts["image"] = str(image.absolute())
+            facts["boxes"] = [[0.2 * width, 0.2 * height, 0.7 * width, 0.8 * height]]
         return facts
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What is measured, and why something is not.
-
-    Attributes:
-        subjects: in the order of the tables.
-        missing: a sentence for each pipeline that cannot be measured.
-    """
-
-    subjects: list[Subject] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-
-
-def choose(names: Sequence[str], stand_in: Path | None) -> Choice:
-    """Return the subjects of some pipelines: the pipeline, then each of its models that ships.
+def choose(names: Sequence[str], given: Sequence[Path] = ()) -> list[Subject]:
+    """Return the subjects of some pipelines: each pipeline, then its models.
 
     Args:
-        names: of pipelines; none means all.
-        stand_in: model folder for instance segmentation where no model for it ships; None if there is none.
+        names: of pipelines; none means those of the models given, or all.
+        given: model folders to measure in the place of those that ship.
 
     Raises:
-        ConfigError: there is no such pipeline.
-        ModelError: a pipeline that was named has no model.
+        ConfigError: there is no such pipeline, or a model is none of its models.
+        ModelError: a folder is no model folder.
     """
     check_pipelines(names)
-    choice = Choice()
-    for pipeline in names or PIPELINES:
-        models = shipped(pipeline)
-        if not models and stand_in is not None:
-            models = [open_model_folder(stand_in)]
-        if not models:
-            reason = f"No model for {pipeline} ships, and the export extra, which would build one, is not installed."
-            if names:
-                raise ModelError(reason, 'Run `pip install "ovseg[export]"`.')
-            choice.missing.append(reason)
-            continue
-        choice.subjects.extend(_of_pipeline(pipeline, models, random=not shipped(pipeline)))
-    return choice
+    folders = [open_model_folder(path) for path in given]
+    chosen = names or [
+        name for name in PIPELINES if not folders or any(folder.task == TASKS[name] for folder in folders)
+    ]
+    for folder in folders:
+        if folder.task not in {TASKS[name] for name in chosen}:
+            raise ConfigError(f"{folder.path} is no model of {' or '.join(chosen)}.", f"It does {folder.task}.")
+    return [
+        subject
+        for name in chosen
+        for subject in _of_pipeline(name, [folder for folder in folders if folder.task == TASKS[name]])
+    ]
 
 
 def check_pipelines(names: Sequence[str]) -> None:
@@ -129,16 +125,18 @@ def shipped(pipeline: str) -> list[ModelFolder]:
     return [open_model_folder(bundled_dir(spec.name)) for spec in specs]
 
 
-def _of_pipeline(pipeline: str, models: list[ModelFolder], *, random: bool) -> list[Subject]:
+def _of_pipeline(pipeline: str, given: list[ModelFolder]) -> list[Subject]:
+    models = given or shipped(pipeline)
     if pipeline == "PP-ShiTuV2":
+        known = [*given, *shipped(pipeline)]
         roles = {
-            "detection": next(model for model in models if model.family == "picodet"),
-            "recognition": next(model for model in models if model.family != "picodet"),
+            "detection": next(model for model in known if model.family == "picodet"),
+            "recognition": next(model for model in known if model.family != "picodet"),
         }
     else:
         roles = {"model": models[0]}
     first = next(iter(roles.values()))
-    subjects = [Subject(pipeline, pipeline, pipeline, first.family, roles, random=random)]
+    subjects = [Subject(pipeline, pipeline, pipeline, first.family, roles)]
     for model in models:
         if model.family == "sam":
             parts = {part: f"{model.name} {part}" for part in ("encoder", "decoder")}
@@ -148,7 +146,7 @@ def _of_pipeline(pipeline: str, models: list[ModelFolder], *, random: bool) -> l
             runs = f"{model.family} {part}".strip()
             several = part != "encoder" and model.proven_batch != 1
             folders = {"model": model}
-            subjects.append(Subject(name, pipeline, runs, model.family, folders, not part, random, several))
+            subjects.append(Subject(name, pipeline, runs, model.family, folders, not part, several))
     return subjects
 
 

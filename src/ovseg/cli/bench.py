@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..bench.measure import Plan
 
 PIPELINES = typer.Argument(None, metavar="[PIPELINE]...", help="Names of pipelines; all of them, if none is given.")
+MODEL = typer.Option(None, "--model", metavar="DIR", help="Model folder to measure instead of those that ship.")
+ARCHIVE = typer.Option(None, "--archive", metavar="DIR", help="Paddle archive of the same weights as the --model.")
+IMAGE = typer.Option(None, "--image", metavar="FILE", help="Image to measure on, instead of a sample.")
 PROVIDERS = typer.Option("cpu", "--providers", help="Devices, such as cpu,cuda,tensorrt.")
 AGAINST = typer.Option("", "--against", help="Alternatives, on the CPU: paddlex, paddle, torch, openvino.")
 ENVIRONMENT = typer.Option(None, "--env", metavar="NAME=PYTHON", help="Interpreter that has an alternative already.")
@@ -49,6 +52,9 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     pipelines: list[str] = PIPELINES,
+    model: list[Path] = MODEL,
+    archive: list[Path] = ARCHIVE,
+    image: Path = IMAGE,
     providers: str = PROVIDERS,
     against: str = AGAINST,
     environment: list[str] = ENVIRONMENT,
@@ -61,7 +67,7 @@ def bench(
     out: Path = OUT,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Time every pipeline and every model that ships, beside the bare session and the alternatives.
+    """Time every pipeline and every model that ships, or yours, beside the bare session and the alternatives.
 
     All sides run in turns, each in a process of its own: time of a call and its stages, throughput, cold start, loading
     and memory. Alternatives get an environment of their own in the cache, or the interpreter that --env names; PaddleX
@@ -71,6 +77,9 @@ def bench(
 
     plan = measure.Plan(
         pipelines=pipelines or [],
+        models=model or [],
+        archives=archive or [],
+        image=image,
         devices=_listed(providers),
         against=_listed(against),
         environments=environment or [],
@@ -105,7 +114,11 @@ def _numbers(text: str) -> list[int]:
 def _command(plan: Plan, out: Path | None) -> str:
     """The command that measures the same again; interpreters are left out, which are elsewhere on another machine."""
     words = ["ovs", "bench", *plan.pipelines]
+    for name, paths in (("model", plan.models), ("archive", plan.archives)):
+        for path in paths:
+            words += [f"--{name}", str(path)]
     given = {
+        "image": plan.image,
         "providers": ",".join(plan.devices),
         "against": ",".join(plan.against),
         "threads": plan.threads,

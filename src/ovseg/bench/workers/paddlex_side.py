@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
+import yaml
 from paddlex import create_model, create_pipeline
 from paddlex.inference.models.image_feature.processors import NormalizeFeatures
-
-# PaddleX's name of a model that its code for the family runs.
-MODELS = {
-    "sam": "SAM-H_box",
-    "picodet": "PP-ShiTuV2_det",
-    "shitu_rec": "PP-ShiTuV2_rec",
-    "clip_vit": "CLIP_vit_base_patch16_448_ImageNet1K",
-    "mask_rtdetr": "Mask-RT-DETR-S",
-    "mask_rcnn": "MaskRCNN-ResNet50-FPN",
-    "cascade_mask_rcnn": "Cascade-MaskRCNN-ResNet50-FPN",
-    "ppyoloe_seg": "PP-YOLOE_seg-S",
-    "solov2": "SOLOv2",
-}
 
 
 class Side:
@@ -57,14 +46,20 @@ def _pipeline(name: str, modules: dict[str, Any]) -> Any:
     return create_pipeline(config={"pipeline_name": name, "SubModules": modules}, device="cpu")
 
 
-def _module(kind: str, family: str, folder: str) -> dict[str, Any]:
-    return {"module_name": kind, "model_name": MODELS[family], "model_dir": folder, "batch_size": 1}
+def _name(folder: str) -> str:
+    """The name that an archive gives its model, which PaddleX's code goes by."""
+    config = yaml.safe_load((Path(folder) / "inference.yml").read_text(encoding="utf-8"))
+    return str(config["Global"]["model_name"])
+
+
+def _module(kind: str, folder: str) -> dict[str, Any]:
+    return {"module_name": kind, "model_name": _name(folder), "model_dir": folder, "batch_size": 1}
 
 
 def _promptable(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
     # PaddleX's pipeline of that name hands the call on to this model, loads a second one for points, and asks for an
     # extra that neither needs.
-    model = create_model(MODELS["sam"], model_dir=subject["paddle"]["model"], device="cpu")
+    model = create_model(_name(folder := subject["paddle"]["model"]), model_dir=folder, device="cpu")
 
     def call(batch: int) -> float:
         results = model.predict([subject["image"]] * batch, prompts={"box_prompt": subject["boxes"]})
@@ -74,7 +69,7 @@ def _promptable(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[i
 
 
 def _instances(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
-    module = _module("instance_segmentation", subject["family"], subject["paddle"]["model"]) | {"threshold": 0.5}
+    module = _module("instance_segmentation", subject["paddle"]["model"]) | {"threshold": 0.5}
     pipeline = _pipeline("instance_segmentation", {"InstanceSegmentation": module})
     threshold = request["settings"]["threshold"]
 
@@ -89,8 +84,8 @@ def _instances(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[in
 def _recognition(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
     paddle = subject["paddle"]
     modules = {
-        "Detection": _module("text_detection", "picodet", paddle["detection"]),
-        "Recognition": _module("text_recognition", "shitu_rec", paddle["recognition"]),
+        "Detection": _module("text_detection", paddle["detection"]),
+        "Recognition": _module("text_recognition", paddle["recognition"]),
     }
     pipeline = _pipeline("PP-ShiTuV2", modules)
     index = pipeline.build_index(subject["gallery"], subject["labels"], index_type="Flat")
@@ -105,7 +100,7 @@ def _recognition(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[
 
 
 def _model(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
-    model = create_model(MODELS[subject["family"]], model_dir=subject["paddle"]["model"], device="cpu")
+    model = create_model(_name(folder := subject["paddle"]["model"]), model_dir=folder, device="cpu")
     pixels = cv2.imread(subject["image"])
     options = {} if subject["family"] in ("shitu_rec", "clip_vit") else {"threshold": 0.5}
     options |= {key: value for key, value in request["settings"].items() if key in options}
