@@ -190,9 +190,12 @@ class SamModel:
         """
         self.check_prompts(prompts, multimask=multimask)
         decoder = self._multimask if multimask else self._decoder
+        batches = self._feeds(decoder, prompts, embedding)
+        if len(batches) == 1:
+            return decoder.run({**embedding.tensors, **batches[0][1]}, multimask=multimask)
         logits: list[Any] = [None] * len(prompts)
         iou: list[Any] = [None] * len(prompts)
-        for indices, feeds in self._feeds(decoder, prompts, embedding):
+        for indices, feeds in batches:
             found = decoder.run({**embedding.tensors, **feeds}, multimask=multimask)
             for row, index in enumerate(indices):
                 logits[index] = found.logits[row]

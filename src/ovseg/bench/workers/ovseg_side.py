@@ -199,7 +199,7 @@ def _promptable(subject: dict[str, Any], request: dict[str, Any], settings: dict
 
     def call(batch: int) -> float:
         results = pipeline.predict([subject["image"]] * batch, prompt=subject["boxes"], prompt_type="box")
-        return float(sum(int(mask.sum()) for result in results for mask in result["masks"]))
+        return float(sum(np.count_nonzero(mask) for result in results for mask in result["masks"]))
 
     return call
 
@@ -256,7 +256,7 @@ def _sam_decoder(subject: dict[str, Any], request: dict[str, Any], settings: dic
     prompts = {batch: parse_boxes([subject["boxes"][0]] * batch) for batch in subject["batches"]}
 
     def call(batch: int) -> float:
-        return float(model.segment(embedding, prompts[batch]).sum())
+        return float(np.count_nonzero(model.segment(embedding, prompts[batch])))
 
     return call
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import yaml
 from paddlex import create_model, create_pipeline
 from paddlex.inference.models.image_feature.processors import NormalizeFeatures
@@ -63,7 +64,7 @@ def _promptable(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[i
 
     def call(batch: int) -> float:
         results = model.predict([subject["image"]] * batch, prompts={"box_prompt": subject["boxes"]})
-        return float(sum(int(mask.sum()) for result in results for mask in result["masks"]))
+        return float(sum(np.count_nonzero(mask) for result in results for mask in result["masks"]))
 
     return call
 
