@@ -1,15 +1,17 @@
 """Two workers on one machine, as threads of a process and as processes, over one worker: throughput, in turns.
 
-Each worker encodes with SAM-tiny, or runs another bundled model, on a session that takes the default threads. One
-worker has the machine to itself in its turn; two share it in theirs. Less than 1 would mean that they are in each
-other's way: more threads than cores, which wait for each other spinning. On a machine that does other work as well,
-two workers get more of it than one: there the runs for each second of CPU time say more.
+Each worker encodes with SAM-tiny, or runs another bundled model. One worker has the machine to itself in its turn, on
+a session that takes the default threads; two share it in theirs: threads of a process on its session, processes with
+half of the cores each (`OVSEG_THREADS`), and processes that do not know of each other. Less than 1 would mean that they
+are in each other's way: more threads than cores, which wait for each other spinning. On a machine that does other work
+as well, two workers get more of it than one: there the runs for each second of CPU time say more.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import threading
 import time
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ovseg.runtime import usable_cpus
 from ovseg.session import Session
 from ovseg.zoo import bundled_dir
 
@@ -34,9 +37,10 @@ def work(session: Session, feeds: dict[str, np.ndarray], end: float) -> int:
     return runs
 
 
-def serve(connection: Connection, path: str, threads: int | None) -> None:
+def serve(connection: Connection, path: str, threads: str) -> None:
     """In a process of its own: run for as long and on as many threads as asked, and answer with runs a second."""
-    session = Session(path, "cpu", threads=threads)
+    os.environ["OVSEG_THREADS"] = threads
+    session = Session(path, "cpu")
     random = np.random.default_rng(0)
     sizes = {info.name: [size if isinstance(size, int) else 1 for size in info.shape] for info in session.inputs}
     feeds = {name: random.random(size, dtype=np.float32) for name, size in sizes.items()}
@@ -72,29 +76,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, help="threads of a session; ovseg's default if not given")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
+    half = str(max(1, usable_cpus() // 2))
     for name, file in MODELS.items():
-        pair, children = [], []
-        for _ in range(2):
+        processes, children = [], []
+        for threads in ("", "", half, half):
             ours, theirs = context.Pipe()
-            child = context.Process(target=serve, args=(theirs, str(bundled_dir(name) / file), arguments.threads))
+            child = context.Process(target=serve, args=(theirs, str(bundled_dir(name) / file), threads))
             child.start()
             ours.recv()
-            pair.append(ours)
+            processes.append(ours)
             children.append(child)
-        one, threads, processes = [], [], []
+        one = []
+        two: dict[str, list[tuple[float, float]]] = {}
         for _ in range(arguments.rounds):
-            one.append(throughput(pair[:1], 1, arguments.seconds))
-            threads.append(throughput(pair[:1], 2, arguments.seconds))
-            processes.append(throughput(pair, 1, arguments.seconds))
-        for connection, child in zip(pair, children, strict=True):
+            one.append(throughput(processes[:1], 1, arguments.seconds))
+            for kind, chosen, workers in (
+                ("two threads", processes[:1], 2),
+                ("two processes, half of the cores each", processes[2:], 1),
+                ("two processes, unaware of each other", processes[:2], 1),
+            ):
+                two.setdefault(kind, []).append(throughput(chosen, workers, arguments.seconds))
+        for connection, child in zip(processes, children, strict=True):
             connection.send(None)
             child.join()
-        for kind, found in (("two threads", threads), ("two processes", processes)):
+        for kind, found in two.items():
             ratio, by_cpu = (
-                statistics.median(two[at] / alone[at] for two, alone in zip(found, one, strict=True)) for at in (0, 1)
+                statistics.median(both[at] / alone[at] for both, alone in zip(found, one, strict=True)) for at in (0, 1)
             )
             verdict = "ok" if ratio >= LIMIT else "TOO LOW"
             print(

@@ -241,16 +241,27 @@ def threads_of(**options):
     return len(os.listdir("/proc/self/task")) - before + 1  # the calling thread works too
 import onnxruntime
 print(threads_of(threads=1), threads_of(threads=3))
+os.environ["OVSEG_THREADS"] = "4"
+print(threads_of(), threads_of(threads=3))
+del os.environ["OVSEG_THREADS"]
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 print(threads_of())
 """
-    assert python(code).stdout.split() == ["1", "3", "1"]
+    assert python(code).stdout.split() == ["1", "3", "4", "3", "1"]
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
 def test_wrong_threads(linear, threads):
     with pytest.raises(ConfigError, match="threads"):
         Session(linear, "cpu", threads=threads)
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "many"])
+def test_wrong_threads_of_the_environment(linear, monkeypatch, threads):
+    monkeypatch.setenv("OVSEG_THREADS", threads)
+    with pytest.raises(ConfigError, match=f"OVSEG_THREADS is '{threads}'"):
+        Session(linear, "cpu")
+    Session(linear, "cpu", threads=1)
 
 
 def test_a_large_model_sets_no_memory_aside_for_the_next_run(linear, tmp_path, monkeypatch):

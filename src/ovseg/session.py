@@ -108,8 +108,8 @@ class Session:
         Args:
             model: path of an ONNX file, or its bytes.
             device: as in `ovseg.device.resolve_device`, or what that returned.
-            threads: threads that one operator may use on the CPU; None leaves ONNX Runtime's choice (the
-                physical cores), less where this process may use fewer.
+            threads: threads that one operator may use on the CPU; None takes `OVSEG_THREADS`, or else leaves
+                ONNX Runtime's choice (the physical cores), less where this process may use fewer.
             optimization: graph optimisation: `off`, `basic`, `extended` or `all`.
             providers: as in `ovseg.device.resolve_device`.
             provider_options: as in `ovseg.device.resolve_device`.
@@ -381,6 +381,8 @@ def _session_options(ort: Any, threads: int | None, optimization: str) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _OPTIMIZATION[optimization])
     options.inter_op_num_threads = 1
+    if threads is None:
+        threads = _share()
     # ONNX Runtime counts the cores of the machine, not those that a container or taskset leaves us.
     if threads is None and usable_cpus() < (os.cpu_count() or 1):
         threads = usable_cpus()
@@ -393,6 +395,16 @@ def _session_options(ort: Any, threads: int | None, optimization: str) -> Any:
     # Errors are raised with their text, so there is no need to log them too.
     options.log_severity_level = 1 if _debug() else 4
     return options
+
+
+def _share() -> int | None:
+    """Return the threads that OVSEG_THREADS leaves to a session of this process; None where it is not set."""
+    given = os.environ.get("OVSEG_THREADS", "").strip()
+    if not given:
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise ConfigError(f"OVSEG_THREADS is {given!r}.", "Set it to 1 or more, or unset it.")
+    return int(given)
 
 
 def _size(model: Path) -> int:
