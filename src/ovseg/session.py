@@ -90,6 +90,7 @@ class Session:
         outputs: outputs of the graph, in its order.
         device: the device really used; differs from the one asked for where `auto` ended on the CPU.
         providers: names of the execution providers really used, in order of preference.
+        threads: threads that one operator may use on the CPU.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Session:
             )
         ort = import_onnxruntime()
         options = _session_options(ort, threads, optimization)
+        self.threads: int = options.intra_op_num_threads or usable_cpus()
         if threads is not None:
             device = _with_threads(device, threads)
         if profile is not None:

@@ -30,7 +30,8 @@ from ovseg.stages.masks import encode_rle
 from ovseg_export.efficientnet_lite import pretrained
 from ovseg_export.scenes.compose import compose
 from ovseg_export.shitu_tiny.protocol import box_iou
-from ovseg_export.shitu_tiny.training import Muon, Run, frames
+from ovseg_export.muon import Muon, by_shape
+from ovseg_export.shitu_tiny.training import Run, frames
 
 from . import BINS, MASK_STRIDE, NMS, SIZE
 from .protocol import MIX, labelled
@@ -256,7 +257,10 @@ def optimisers(network: torch.nn.Module, lr: float) -> tuple[list[torch.optim.Op
         if p.requires_grad:
             (trunk if name.startswith("trunk.") else new if p.ndim == 4 else rest).append(p)
     groups = [{"params": rest, "lr": 2e-3}, {"params": trunk, "lr": 1e-4}]
-    return [Muon(new, lr), torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)], rest + trunk
+    return [
+        Muon(new, lr, weight_decay=0.0, scale=by_shape),
+        torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0),
+    ], rest + trunk
 
 
 def train(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What the trainings share: the optimiser, averaged weights, a folder that a training resumes from."""
+"""What the trainings share: the optimisers, averaged weights, a folder that a training resumes from."""
 
 from __future__ import annotations
 
@@ -12,29 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..muon import orthogonal
+from ..muon import Muon, by_shape
 from . import MEAN, STD
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal by a Newton-Schulz iteration (Jordan et al. 2024); for convolutions."""
-
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                momentum = state.setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(momentum, group["momentum"]).flatten(1)
-                update = orthogonal(update).view_as(p)
-                rows, columns = len(p), p[0].numel()
-                p.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
 Optimisers = Callable[[nn.Module], tuple[list[torch.optim.Optimizer], list[nn.Parameter]]]
@@ -47,7 +26,10 @@ def muon_and_adam(lr: float, lr_rest: float) -> Optimisers:
     def make(network: nn.Module) -> tuple[list[torch.optim.Optimizer], list[nn.Parameter]]:
         matrices = [p for p in network.parameters() if p.ndim == 4]
         rest = [p for p in network.parameters() if p.ndim != 4]
-        return [Muon(matrices, lr), torch.optim.AdamW(rest, lr_rest, (0.9, 0.98), weight_decay=0.0)], rest
+        return [
+            Muon(matrices, lr, weight_decay=0.0, scale=by_shape),
+            torch.optim.AdamW(rest, lr_rest, (0.9, 0.98), weight_decay=0.0),
+        ], rest
 
     return make
 

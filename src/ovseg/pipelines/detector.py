@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class Detector:
         session_options: passed to `Session`.
 
     Attributes:
-        takes_batches: whether several images may share a run.
+        together: images that share a run at most.
 
     Raises:
         ModelError: if the graph or the preprocessing is not that of the family.
@@ -65,20 +66,28 @@ class Detector:
                 "Export the model again, or choose another.",
             )
         # Kept in their ratio, images would differ in size.
-        self.takes_batches = (
+        batches = (
             self._inputs["image"].shape[0] != 1 and folder.proven_batch != 1 and not self._preprocessing.keep_ratio
         )
+        # What more images add does not fit a core's cache: on one thread and on two, eight images of ShiTu-tiny-det
+        # take 1.24 and 1.30 times as long together as one by one.
+        on_cpu = self._session.device.kind == "cpu"
+        self.together = (max(1, self._session.threads // 2) if on_cpu else sys.maxsize) if batches else 1
 
     def detect(self, pixels: Sequence[np.ndarray], thresholds: np.ndarray) -> list[Detections]:
         """Find the objects in images.
 
         Args:
-            pixels: HxWx3 uint8 BGR, one or more; more than one only if the model takes batches.
+            pixels: HxWx3 uint8 BGR, one or more.
             thresholds: float32, the threshold of each class; detections have a higher score.
 
         Raises:
             ModelError: if the outputs of the model do not fit together.
         """
+        groups = (pixels[start : start + self.together] for start in range(0, len(pixels), self.together))
+        return [one for group in groups for one in self._run(group, thresholds)]
+
+    def _run(self, pixels: Sequence[np.ndarray], thresholds: np.ndarray) -> list[Detections]:
         prepared = prepare(pixels, self._preprocessing)
         feeds = {
             name: getattr(prepared, name).astype(tensor.dtype, copy=False) for name, tensor in self._inputs.items()

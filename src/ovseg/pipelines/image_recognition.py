@@ -387,9 +387,7 @@ class ImageRecognitionPipeline(Pipeline):
             ]
 
         def detect(images: list[Image]) -> list[list[tuple[list[float], float]]]:
-            pixels = [image.pixels for image in images]
-            groups = [pixels] if detector.takes_batches else [[one] for one in pixels]
-            found = [one for group in groups for one in detector.detect(group, least)]
+            found = detector.detect([image.pixels for image in images], least)
             return [list(zip(one.boxes.tolist(), one.scores.tolist(), strict=True)) for one in found]
 
         return self._batched_results(input, recognise, on_error, batch)  # type: ignore[arg-type, return-value]

@@ -265,12 +265,7 @@ def _detector(subject: dict[str, Any], request: dict[str, Any], settings: dict[s
     model, pixels = _model(subject, request, Detector), _pixels(subject)
     thresholds = np.full(1, 0.5, np.float32)
 
-    def call(batch: int) -> float:
-        if model.takes_batches:
-            return float(sum(len(one.boxes) for one in model.detect([pixels] * batch, thresholds)))
-        return float(sum(len(model.detect([pixels], thresholds)[0].boxes) for _ in range(batch)))
-
-    return call
+    return lambda batch: float(sum(len(one.boxes) for one in model.detect([pixels] * batch, thresholds)))
 
 
 def _embedder(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> Call:
