@@ -28,9 +28,9 @@ from torch.nn import functional
 
 from ovseg.stages.masks import encode_rle
 from ovseg_export.efficientnet_lite import pretrained
+from ovseg_export.muon import Muon, by_shape
 from ovseg_export.scenes.compose import compose
 from ovseg_export.shitu_tiny.protocol import box_iou
-from ovseg_export.muon import Muon, by_shape
 from ovseg_export.shitu_tiny.training import Run, frames
 
 from . import BINS, MASK_STRIDE, NMS, SIZE

@@ -15,7 +15,6 @@ from torch import nn
 from ..muon import Muon, by_shape
 from . import MEAN, STD
 
-
 Optimisers = Callable[[nn.Module], tuple[list[torch.optim.Optimizer], list[nn.Parameter]]]
 """A network to its optimisers, and the parameters whose gradients are clipped."""
 
