@@ -146,6 +146,12 @@ def test_yolo_names_classes_in_order(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "data.yaml").read_text("utf-8"))["names"] == ["cat", "größe"]
 
 
+def test_no_two_inputs_share_a_file(tmp_path: Path) -> None:
+    inputs = ["a.jpg", "a_3.jpg", "a.png", "a_2.jpg", "a.bmp"]
+    write("labelme", tmp_path, *(prompted([MASKS["disc"]], path) for path in inputs))
+    assert sorted(file.stem for file in tmp_path.iterdir()) == ["a", "a_2", "a_2_2", "a_3", "a_4"]
+
+
 @pytest.mark.parametrize("embedded", [True, False])
 def test_labelme(embedded: bool, tmp_path: Path) -> None:
     pytest.importorskip("labelme", reason="labelme is not installed")

@@ -97,8 +97,13 @@ class Writer(ABC):
     def stem(self, result: Result) -> str:
         """A name for the files of a result: that of its input, and a number where it was there before."""
         name = Path(result.input_name).stem
-        count = self._stems[name] = self._stems.get(name, 0) + 1
-        return name if count == 1 else f"{name}_{count}"
+        count = self._stems.get(name, 0) + 1
+        # An earlier a.png may have become a_2, and there may be an a_2.jpg as well.
+        while (stem := name if count == 1 else f"{name}_{count}") in self._stems:
+            count += 1
+        self._stems[stem] = 1
+        self._stems[name] = count
+        return stem
 
 
 class Classes:
