@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -34,10 +38,21 @@ def test_pixels_that_touch_at_a_corner_are_two_parts() -> None:
     mask = np.eye(3, dtype=np.int8)
     parts = mask_rings(mask)
     assert len(parts) == 3 and all(area(ring) == 1 and len(ring) == 4 for ring, _ in parts)
-    # A hole that touches another at a corner is one with it, since the mask between them is not.
     inverse = np.pad(1 - mask, 1, constant_values=1)
-    ((ring, holes),) = mask_rings(inverse)
-    assert area(ring) == 25 and sum(area(hole) for hole in holes) == -3
+    for turned in (inverse, inverse[::-1]):
+        ((ring, holes),) = mask_rings(turned)
+        assert area(ring) == 25 and [area(hole) for hole in holes] == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_no_ring_comes_by_a_corner_twice(share: float) -> None:
+    mask = (np.random.default_rng(1).random((60, 70)) < share).astype(np.uint8)
+    parts = mask_rings(mask)
+    assert len(parts) == cv2.connectedComponents(mask, connectivity=4)[0] - 1
+    for outer, holes in parts:
+        assert all(len(np.unique(ring, axis=0)) == len(ring) for ring in (outer, *holes))
+        assert area(outer) > 0 and all(area(hole) < 0 for hole in holes)
+    assert sum(area(ring) for outer, holes in parts for ring in (outer, *holes)) == mask.sum()
 
 
 def test_an_empty_mask_has_no_outline() -> None:
@@ -99,11 +114,65 @@ def test_bridges_between_parts_are_hardly_longer_than_the_shortest(seed: int) ->
     assert count > 5 and (found >= mask).all() and np.count_nonzero(found > mask) <= least + 2
 
 
+def nested() -> np.ndarray:
+    """Three rings inside each other's holes with a square in the middle; beside them one hole with two parts in it."""
+    mask = np.zeros((57, 90), np.int8)
+    for inset in range(0, 28, 4):
+        mask[inset : 57 - inset, inset : 57 - inset] = (inset // 4 + 1) % 2
+    mask[5:50, 60:88], mask[10:45, 64:84] = 1, 0
+    mask[14:20, 68:72], mask[30:40, 75:80] = 1, 1
+    return mask
+
+
+@pytest.mark.parametrize("outlines_of", [mask_rings, mask_contours])
+def test_what_lies_in_a_hole_is_a_part_of_its_own(outlines_of: Callable[..., Any]) -> None:
+    parts = sorted(outlines_of(nested()), key=lambda part: part[0][:, 0].min())
+    assert [len(holes) for _, holes in parts] == [1, 1, 1, 0, 1, 0, 0]
+
+
+def test_parts_in_holes_are_joined_across_the_hole_that_they_lie_in() -> None:
+    mask = nested()
+    found = drawn(join_outlines(contours(mask)), mask)
+    assert (found >= mask).all()
+    extra = found > mask
+    # From ring to ring to square, to what is beside them, and from there to each part in its hole.
+    assert [np.count_nonzero(extra[:, :57]), np.count_nonzero(extra[:, 57:60])] == [3 * 4, 3]
+    assert np.count_nonzero(extra[:, 60:]) == 2 * 4
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_tree_grows_over_parts_far_apart_whatever_their_order(order: tuple[int, ...]) -> None:
+    mask = np.zeros((40, 300), np.int8)
+    mask[20, 2] = mask[7, 150] = mask[30, 290] = 1
+    outlines = [contours(mask)[i] for i in order]
+    assert all(len(outline) == 1 for outline in outlines)
+    found = drawn(join_outlines(outlines), mask)
+    assert (found >= mask).all() and np.count_nonzero(found) == 290 - 2 + 1
+
+
+def test_outlines_that_share_points_are_joined_there() -> None:
+    mask = np.zeros((12, 14), np.int8)
+    cv2.rectangle(mask.view(np.uint8), (1, 1), (12, 10), 1)
+    mask[:, 6] = mask[5, 1:12] = 1
+    outlines = contours(mask)
+    shared = [{tuple(point) for point in outline.tolist()} for outline in outlines]
+    assert len(outlines) == 5 and all(any(one & other for other in shared if other is not one) for one in shared)
+    assert np.array_equal(drawn(join_outlines(outlines), mask), mask)
+
+
 def test_thousands_of_holes_are_joined_without_a_trace() -> None:
     mask = np.ones((400, 400), np.int8)
     mask[1:-1:4, 1:-1:4] = 0
     assert len(contours(mask)) > 9000
     assert np.array_equal(drawn(join_outlines(contours(mask)), mask), mask)
+
+
+def test_a_hole_all_of_whose_points_are_those_of_others_is_joined() -> None:
+    mask = np.ones((41, 41), np.int8)
+    mask[1::2, 1::2] = 0
+    joined = join_outlines(contours(mask))
+    assert np.array_equal(drawn(joined, mask), mask)
+    assert (joined != np.roll(joined, 1, axis=0)).any(axis=1).all()
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])

@@ -24,7 +24,7 @@ def mask_rings(mask: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]:
     Returns:
         For each part (pixels that touch at a side) its outer ring and the rings of its holes, each Kx2 int64
         (x, y), the corners of pixels, closed without repeating the first. Outer rings run clockwise as one sees
-        them, holes the other way round.
+        them, holes the other way round. No ring comes by a corner twice; two may meet at one.
     """
     filled = np.pad(np.ascontiguousarray(mask).view(np.uint8), 1)
     rings = _trace(filled)
@@ -57,8 +57,8 @@ def _trace(filled: np.ndarray) -> list[np.ndarray]:
         after[(x, y - 1)].append((x, y))
     rings = []
     while after:
-        start = next(iter(after))
-        here, heading, corners = start, (0, 0), []
+        here, heading = next(iter(after)), (0, 0)
+        walk: dict[tuple[int, int], None] = {here: None}
         while True:
             ways = after[here]
             # Where two pixels touch at a corner, turning right keeps to the same pixel.
@@ -66,18 +66,24 @@ def _trace(filled: np.ndarray) -> list[np.ndarray]:
             ways.remove(way)
             if not ways:
                 del after[here]
-            step = (way[0] - here[0], way[1] - here[1])
-            if step != heading:
-                corners.append(here)
-            here, heading = way, step
-            if here == start:
-                break
-        first = (corners[1][0] - corners[0][0], corners[1][1] - corners[0][1])
-        if first[0] * heading[1] == first[1] * heading[0]:
-            # The walk began in the middle of a side.
-            corners = corners[1:]
-        rings.append(np.array(corners, dtype=np.int64))
+            here, heading = way, (way[0] - here[0], way[1] - here[1])
+            if here in walk:
+                # A walk that comes by a corner again has closed a ring there, and may go on.
+                ring = [here]
+                while (last := walk.popitem()[0]) != here:
+                    ring.append(last)
+                rings.append(_corners(np.array(ring[::-1], dtype=np.int64)))
+                if not walk:
+                    break
+            walk[here] = None
     return rings
+
+
+def _corners(ring: np.ndarray) -> np.ndarray:
+    """Leave out the points of a ring between two steps in one direction."""
+    steps = np.roll(ring, -1, axis=0) - ring
+    found: np.ndarray = ring[(steps != np.roll(steps, 1, axis=0)).any(axis=1)]
+    return found
 
 
 def _turn(heading: tuple[int, int], step: tuple[int, int]) -> int:
