@@ -92,6 +92,8 @@ def test_external_data_is_verified_too(tmp_path: Path) -> None:
 
 
 def test_no_folder_and_no_description(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="~nobody of this name/model does not exist"):
+        open_model_folder("~nobody of this name/model")
     with pytest.raises(ModelError, match="does not exist"):
         open_model_folder(tmp_path / "nothing")
     with pytest.raises(ModelError, match=r"has no model\.yaml"):

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import yaml
 
-from ovseg.cache import ensure_space, models_dir
+from ovseg.cache import ensure_space, expand, models_dir
 from ovseg.download import Progress, file_sha256
 from ovseg.errors import ConfigError, ModelError, SaveError
 from ovseg.model_folder import open_model_folder
@@ -97,7 +97,7 @@ def export_model(
 
     """
     say = progress or (lambda message: None)
-    out_dir = Path(out_dir)
+    out_dir = target(out_dir)
     settings = _Settings(name, opset, precision, calibration, images)
     _check_settings(settings)
     _check_place(out_dir)
@@ -131,6 +131,12 @@ def _check_settings(settings: _Settings) -> None:
         if precision == "fp32":
             raise ConfigError("Nothing is calibrated in fp32.", "Leave the calibration out, or choose fp16 or int8.")
         feeds.pictures(settings.calibration, most=1, at_least=0)  # raises where there is none
+
+
+def target(out_dir: str | Path) -> Path:
+    """The folder to make: `~` is the home folder, and a link is followed, as nothing can take its place."""
+    place = expand(out_dir)
+    return place.resolve() if place.is_symlink() else place
 
 
 def _check_place(out_dir: Path) -> None:

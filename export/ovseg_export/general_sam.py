@@ -26,7 +26,7 @@ from ovseg.errors import ModelError
 from ovseg.model_folder import ModelFolder, open_model_folder
 from ovseg.session import Session
 from ovseg_export.errors import ParityError
-from ovseg_export.export import _beside, _check_place, _put, export_model
+from ovseg_export.export import _beside, _check_place, _put, export_model, target
 from ovseg_export.lower.graph import node_graphs
 from ovseg_export.tidy import reads
 
@@ -68,13 +68,14 @@ def export_general(
         OvsError: all that `export_model` raises.
     """
     say = progress or (lambda message: None)
-    out_dir = Path(out_dir)
+    out_dir = target(out_dir)
     _check_place(out_dir)
     with _beside(out_dir) as scratch:
         folders = {}
         for kind, source in (("boxes", boxes), ("points", points)):
             found = export_model(source, scratch / kind, opset=opset, progress=say, received=received)
             folders[kind] = open_model_folder(found)
+            _require_prompt(folders[kind], kind)
         say("joining both decoders")
         folder = _join(folders["boxes"], folders["points"], scratch / "folder", name)
         _put(folder, out_dir)
@@ -82,13 +83,13 @@ def export_general(
     return out_dir
 
 
+def _require_prompt(found: ModelFolder, kind: str) -> None:
+    inputs = [item["name"] for item in found.facts.get("inputs", [])]
+    if found.family != "sam" or kind not in inputs:
+        raise ModelError(f"{found.name} is no SAM for {kind}.", "Give SAM-H_box with --from, SAM-H_point with --point.")
+
+
 def _join(boxes: ModelFolder, points: ModelFolder, folder: Path, name: str) -> Path:
-    for found, kind in ((boxes, "boxes"), (points, "points")):
-        inputs = [item["name"] for item in found.facts.get("inputs", [])]
-        if found.family != "sam" or kind not in inputs:
-            raise ModelError(
-                f"{found.name} is no SAM for {kind}.", "Give SAM-H_box with --from, SAM-H_point with --point."
-            )
     if _sums(boxes, "encoder") != _sums(points, "encoder") or boxes.preprocess != points.preprocess:
         raise ModelError(
             f"{boxes.name} and {points.name} have different encoders.", "Give two models of the same weights."

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ovseg import schema
 from ovseg.archives import is_archive, unpack
-from ovseg.cache import archives_dir, locked, record_checksum, recorded_checksum
+from ovseg.cache import archives_dir, expand, locked, record_checksum, recorded_checksum
 from ovseg.download import Progress, download, file_sha256
 from ovseg.errors import DownloadError, ModelError
 from ovseg.pull import fetch_archive
@@ -79,7 +79,7 @@ def _locate(source: str, say: Say, progress: Progress | None) -> tuple[Path, str
     """The folder or archive that `source` names, and where it comes from."""
     if re.match(r"https?://", source):
         return _fetch_url(source, say, progress), source
-    path = Path(source).expanduser()
+    path = expand(source)
     if path.is_file() and not is_archive(path):
         raise ModelError(f"{path} is no archive.", "Give the folder that holds the model, or an archive of it.")
     if path.exists():

@@ -12,11 +12,19 @@ from pathlib import Path
 from .errors import DownloadError
 
 
+def expand(path: str | os.PathLike[str]) -> Path:
+    """The path with its `~` or `~name` expanded, where there is such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user: then it is the name of a file
+        return Path(path)
+
+
 def cache_dir() -> Path:
     """Return the cache folder: `OVSEG_HOME`, else `ovseg` in the cache folder of the user."""
     home = os.environ.get("OVSEG_HOME")
     if home:
-        return Path(home).expanduser().absolute()
+        return expand(home).absolute()
     import platformdirs
 
     return platformdirs.user_cache_path("ovseg", appauthor=False)

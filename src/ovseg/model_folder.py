@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import schema
+from .cache import expand
 from .download import file_sha256
 from .errors import ModelError, OvsError
 from .schema import ANYTHING, COUNT, MAPPING, SHA256, TEXT, TEXTS, Field, one_of
@@ -99,7 +100,7 @@ def open_model_folder(path: str | Path, *, verify: bool = False) -> ModelFolder:
             is missing, cut short, or (verify) not the one described.
 
     """
-    folder = Path(path).expanduser()
+    folder = expand(path)
     described = folder / "model.yaml"
     if not described.is_file():
         state = "has no model.yaml" if folder.is_dir() else "does not exist"

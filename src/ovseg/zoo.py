@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import schema
-from .cache import models_dir
+from .cache import expand, models_dir
 from .errors import ConfigError, ModelError
 from .model_folder import FAMILY, FORMAT, PROMPTS, TASK, ModelFolder, check_task, open_model_folder
 from .schema import FLAG, MAPPING, NUMBER, POSITIVE, SHA256, TEXT, TEXTS, Field, one_of
@@ -122,7 +122,7 @@ def added_models() -> list[ModelFolder]:
 def zoo_path() -> Path:
     """Return the table in use: `OVSEG_ZOO`, else the one that ships."""
     chosen = os.environ.get("OVSEG_ZOO")
-    return Path(chosen).expanduser() if chosen else shipped_zoo()
+    return expand(chosen) if chosen else shipped_zoo()
 
 
 def shipped_zoo() -> Path:

@@ -310,6 +310,28 @@ def test_the_working_folder_is_not_replaced(built: Path, tmp_path: Path, monkeyp
     assert left(tmp_path) == ["here"] and left(Path.cwd()) == []
 
 
+def test_the_home_folder_and_a_link_are_followed(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "link").symlink_to("place")
+    assert export_model(built / "rec", "~/models/link") == models / "place"
+    assert left(models) == ["link", "place"] and (models / "place" / "model.yaml").is_file()
+
+
+def test_a_folder_of_the_working_folders_name(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(built / "rec", tmp_path / "mine")
+    (tmp_path / "mine" / "mine-onnx").write_text("of somebody")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert main(["export", "."]) == 2
+    assert "mine-onnx exists" in capsys.readouterr().err
+    assert main(["export", ""]) == 2
+    assert "is empty" in capsys.readouterr().err
+
+
 def test_of_two_exports_to_one_folder_the_slower_one_fails(built: Path, tmp_path: Path) -> None:
     def be_faster(message: str) -> None:
         if message.startswith("comparing"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cache import cache_dir, locked
+from ..cache import cache_dir, expand, locked
 from ..errors import ConfigError, MissingExtra, OvsError
 
 Say = Callable[[str], None]
@@ -75,7 +75,7 @@ def parse_peers(names: Sequence[str], given: Sequence[str]) -> dict[str, Path | 
                 f"--env {item!r} is not an interpreter for something that --against names.",
                 "Write it as --against paddlex --env paddlex=/path/to/python.",
             )
-        found[name] = Path(python).expanduser()
+        found[name] = expand(python)
     return found
 
 

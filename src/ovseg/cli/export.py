@@ -60,9 +60,12 @@ def export(
 
     Needs the export extra: pip install "ovseg[export]".
     """
+    from ..cache import expand
     from ..errors import ConfigError
     from ..zoo import is_name
 
+    if not model:
+        raise ConfigError("The name of the model is empty.", "Give a name, or a Paddle model as --from takes it.")
     if device != "cpu":
         raise ConfigError(f"The export runs on the CPU, not on {device!r}.", "Leave --device out.")
     if model == GENERAL:
@@ -85,7 +88,7 @@ def export(
         raise ConfigError(f"--point is for {GENERAL} only.", f"Leave it out, or name {GENERAL}.")
     export_model = _load_exporter().export_model
     where = source or model
-    named = source is not None or (is_name(model) and not Path(model).expanduser().exists())
+    named = source is not None or (is_name(model) and not expand(model).exists())
     name = model if named else None
     out = out or Path(name or _folder_name(model))
     if precision != "fp32" and out == Path(name or ""):
@@ -120,6 +123,8 @@ def _load_exporter(module: str = "export") -> Any:
 def _folder_name(source: str) -> str:
     """A name for the folder: that of the archive or folder, without what stands for the format."""
     name = source.rstrip("/").rsplit("/", 1)[-1]
+    if name in ("", ".", ".."):
+        name = Path(source).resolve().name
     for ending in (".gz", ".tgz", ".tar", ".zip", "_infer"):
         name = name.removesuffix(ending)
     return f"{name}-onnx"

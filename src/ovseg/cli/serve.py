@@ -146,8 +146,10 @@ def _data_dir() -> Path:
     """Return the folder of what must not be lost: `OVSEG_HOME`, else `ovseg` in the data folder of the user."""
     import platformdirs
 
+    from ..cache import expand
+
     home = os.environ.get("OVSEG_HOME")
-    return Path(home).expanduser().absolute() if home else platformdirs.user_data_path("ovseg", appauthor=False)
+    return expand(home).absolute() if home else platformdirs.user_data_path("ovseg", appauthor=False)
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..cache import locked, make_folder, models_dir
+from ..cache import expand, locked, make_folder, models_dir
 from ..device import resolve_device
 from ..download import file_sha256
 from ..errors import ConfigError, ModelError
@@ -27,7 +27,7 @@ def open_pair(encoder: str | os.PathLike[str], decoder: str | os.PathLike[str]) 
     Raises:
         ModelError: a file that is not there.
     """
-    files = {"encoder": Path(encoder).expanduser(), "decoder": Path(decoder).expanduser()}
+    files = {"encoder": expand(encoder), "decoder": expand(decoder)}
     for role, path in files.items():
         if not path.is_file():
             raise ModelError(f"There is no {role} {path}.", "Give the path of its ONNX file.")
