@@ -127,6 +127,21 @@ def test_a_wrong_archive_leaves_no_model(
     assert not (tmp_path / "evil").exists()
 
 
+def test_a_page_in_place_of_the_archive_is_not_kept(zoo_file: Path, file_server: FileServer, home: Path) -> None:
+    file_server.files["v1/tiny.tar"] = b"<html>Log in to this network</html>"
+    with pytest.raises(DownloadError, match="neither a tar nor a zip"):
+        pull_model("tiny")
+    assert [path for path in (home / "archives").rglob("*") if path.is_file()] == []
+    file_server.files["v1/tiny.tar"] = ARCHIVE
+    assert pull_model("tiny").name == "tiny"
+
+
+def test_an_address_that_is_none(zoo_file: Path) -> None:
+    write_zoo(zoo_file, {"url": "http://[::1/tiny.tar", "format": "onnx"})
+    with pytest.raises(DownloadError, match="is no address"):
+        pull_model("tiny")
+
+
 def test_a_paddle_archive_without_the_exporter_is_kept(
     zoo_file: Path, file_server: FileServer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,21 +184,23 @@ def test_a_paddle_archive_is_exported(
 
 PULL = [
     sys.executable,
-    "-c",
+    "-uc",
     "from ovseg.pull import pull_model; print(pull_model('tiny', notify=print).path)",
 ]
 
 
 def test_two_processes_download_once(zoo_file: Path, file_server: FileServer, home: Path) -> None:
-    file_server.chunk_delay = 0.03
+    file_server.chunk_delay = 1.0  # until the second one waits, however long it takes to start
     first = subprocess.Popen(PULL, stdout=subprocess.PIPE, text=True)
     while not file_server.log:
         time.sleep(0.01)
     second = subprocess.Popen(PULL, stdout=subprocess.PIPE, text=True)
+    assert second.stdout is not None
+    assert "waiting for another process" in second.stdout.readline()
+    file_server.chunk_delay = 0.0
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0]
     assert [output.splitlines()[-1] for output in outputs] == [str(home / "models" / "tiny")] * 2
-    assert "waiting for another process" in outputs[1]
     assert len(file_server.log) == 1
 
 

@@ -8,16 +8,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from ovseg import schema
 from ovseg.archives import is_archive, unpack
-from ovseg.cache import archives_dir, expand, locked, record_checksum, recorded_checksum
-from ovseg.download import Progress, download, file_sha256
+from ovseg.cache import archives_dir, expand, locked, recorded_checksum
+from ovseg.download import Progress, file_sha256
 from ovseg.errors import DownloadError, ModelError
-from ovseg.pull import fetch_archive
+from ovseg.pull import archive_name, download_archive, fetch_archive
 from ovseg.zoo import model_spec
 
 Say = Callable[[str], None]
@@ -97,18 +96,15 @@ def _locate(source: str, say: Say, progress: Progress | None) -> tuple[Path, str
 def _fetch_url(url: str, say: Say, progress: Progress | None) -> Path:
     """Download an archive to the cache, or find it there."""
     address = hashlib.sha256(url.encode()).hexdigest()[:16]
-    path = archives_dir() / f"url-{address}" / (PurePosixPath(urlsplit(url).path).name or "archive")
+    path = archives_dir() / f"url-{address}" / archive_name(url)
     with locked(f"url-{address}", lambda: say(f"waiting for another process that downloads {url}")):
-        expected = recorded_checksum(url)
         if path.is_file():
-            found = file_sha256(path)
+            found, expected = file_sha256(path), recorded_checksum(url)
             if found != (expected or found):
                 raise DownloadError(f"{path} has SHA-256 {found}, and {expected} was expected.", "Delete it.")
         else:
             say(f"downloading {url}")
-            found = download(url, path, sha256=expected, progress=progress)
-            if expected is None:
-                record_checksum(url, found)
+            download_archive(url, path, progress=progress)
     return path
 
 

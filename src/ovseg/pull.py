@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from .archives import unpack
+from .archives import is_archive, unpack
 from .cache import (
     archives_dir,
     locked,
@@ -118,23 +118,54 @@ def fetch_archive(spec: ModelSpec, progress: Progress | None, notify: Callable[[
         if not offline():  # else download says so
             notify(f"downloading {archive.url}")
         try:
-            expected = archive.sha256 or recorded_checksum(archive.url)
-            found = download(archive.url, path, sha256=expected, progress=progress)
+            download_archive(archive.url, path, sha256=archive.sha256, progress=progress)
         except NotOnServer as failure:
             if index == len(targets):
                 raise
             notify(failure.cause)
             continue
-        if expected is None:
-            record_checksum(archive.url, found)
         return archive, path
     raise ModelError(f"The zoo gives no archive of {spec.name}.", "Give its folder as model_dir.")
+
+
+def download_archive(url: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None) -> None:
+    """Download an archive to `path`; where no checksum is published, later downloads must equal the first one.
+
+    What is no archive, such as the login page of a network, is neither kept nor taken for the first one.
+
+    Raises:
+        DownloadError: see `download.download`; or what came is no archive.
+
+    """
+    expected = sha256 or recorded_checksum(url)
+    found = download(url, path, sha256=expected, progress=progress)
+    if not is_archive(path):
+        path.unlink()
+        raise DownloadError(
+            f"What {url} gives is neither a tar nor a zip archive.",
+            "Check the address, and whether a proxy or a login page answers instead.",
+        )
+    if expected is None:
+        record_checksum(url, found)
+
+
+def archive_name(url: str) -> str:
+    """The file name at the end of an address; `archive` where there is none.
+
+    Raises:
+        DownloadError: it is no address.
+
+    """
+    try:
+        return PurePosixPath(urlsplit(url).path).name or "archive"
+    except ValueError as failure:
+        raise DownloadError(f"{url} is no address: {failure}.", "Correct it.") from failure
 
 
 def _archive_path(spec: ModelSpec, archive: Archive) -> Path:
     # Releases of a model have the same file name: the address tells them apart.
     address = hashlib.sha256(archive.url.encode()).hexdigest()[:8]
-    return archives_dir() / spec.name / f"{address}-{PurePosixPath(urlsplit(archive.url).path).name or 'archive'}"
+    return archives_dir() / spec.name / f"{address}-{archive_name(archive.url)}"
 
 
 @contextmanager

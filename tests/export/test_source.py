@@ -92,6 +92,19 @@ def test_an_interrupted_download_goes_on_and_an_archive_is_downloaded_once(file_
     assert [wanted for _, wanted in file_server.log] == [None, "bytes=100000-"]
 
 
+def test_a_page_in_place_of_an_archive_is_not_kept(file_server: FileServer) -> None:
+    url = file_server.url("rec.tar")
+    for content, expected in ((b"<html>Log in to this network</html>", "neither a tar nor a zip"), (b"", "neither")):
+        file_server.files["rec.tar"] = content
+        with pytest.raises(DownloadError, match=expected), open_source(url):
+            raise AssertionError("not reached")
+    file_server.files["rec.tar"] = tar_of(FILES)
+    with open_source(url) as model:
+        assert model.program.exists()
+    with pytest.raises(DownloadError, match="is no address"), open_source("http://[::1/rec.tar"):
+        raise AssertionError("not reached")
+
+
 @pytest.mark.parametrize("missing", ["inference.json", "inference.pdiparams", "inference.yml"])
 def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
     files = {name: content for name, content in FILES.items() if name != missing}
