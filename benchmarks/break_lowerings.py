@@ -113,7 +113,12 @@ def main() -> None:
     parser.add_argument("--lines", type=int, nargs=2, metavar=("FIRST", "LAST"), help="only these lines")
     arguments = parser.parse_args()
     sys.dont_write_bytecode = True
-    import paddle  # noqa: F401 - once, for all forks
+    # What the tests do not use costs more than they do: the plugins of others, and loading the same again in each fork.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import paddle  # noqa: F401
+    import pytest  # noqa: F401
 
     alive = []
     with tempfile.TemporaryDirectory() as scratch:

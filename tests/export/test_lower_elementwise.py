@@ -74,7 +74,12 @@ def test_unary(name: str, compare: Callable[..., None]) -> None:
 
 def test_parametric_relu(compare: Callable[..., None]) -> None:
     x = np.random.default_rng(0).normal(size=(2, 5, 3, 4))
-    compare(paddle.nn.PReLU(5, init=0.3), [((-1, 5, -1, 4), "float32")], [x])
+    slopes = paddle.nn.PReLU(5)
+    slopes.parameters()[0].set_value(np.array([0.1, 0.2, 0.3, -0.4, 0.5], "float32"))
+    compare(slopes, [((-1, 5, -1, 4), "float32")], [x])
+    compare(slopes, [((-1, 5, -1), "float32")], [x[..., 0]])
+    compare(slopes, [((-1, 5), "float32")], [x[:, :, 0, 0]])
+    compare(paddle.nn.PReLU(1, init=0.3), [((-1, 5, -1, 4), "float32")], [x])
 
 
 def test_integers_scale_and_clip_as_integers(compare: Callable[..., None]) -> None:

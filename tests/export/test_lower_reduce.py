@@ -61,6 +61,7 @@ def places(x: Any) -> Any:
         ties.argmin(-1),
         ties.argmax(),
         ties.argmax(1, keepdim=True),
+        ties.argmin(keepdim=True),
         ties.argmax(0, dtype="int32"),
         ties.astype("int64").argmax(2),
     ]
@@ -78,6 +79,19 @@ def test_integers(compare: Callable[..., None]) -> None:
         [np.arange(12).reshape(4, 3)],
     )
     compare(lambda x: [x.max(), x.sum(0)], [((-1, 3), "int32")], [np.arange(12).reshape(4, 3)])
+
+
+def test_a_row_and_a_number(compare: Callable[..., None]) -> None:
+    """The axis of a number is 0 or -1 in Paddle, and none in ONNX."""
+
+    def function(x: Any) -> Any:
+        number = x.sum()
+        return [
+            *(x.max(), x.sum(0, keepdim=True), (x > 0).any(), (x > 0).all(-1)),
+            *(number.mean(-1), number.max(0), (number > 0).any(0), (number > 0).all(-1)),
+        ]
+
+    compare(function, [((-1,), "float32")], [X[0, 0]], [X[0, 0, :1]], tolerance=5e-6)
 
 
 def test_nothing_to_add_up(compare: Callable[..., None]) -> None:

@@ -71,9 +71,7 @@ def logsumexp(g: Graph, op: Op) -> str:
 
 
 def cumsum(g: Graph, op: Op) -> str:
-    name, dtype = g[op.inputs[0]], op.outputs[0].dtype
-    if op.inputs[0] is not None and op.inputs[0].dtype != dtype:
-        name = g.cast(name, dtype)
+    name = g[op.inputs[0]]
     if op.attributes.get("flatten"):
         name, axis = g.reshape(name, -1), g.const(0, np.int64)
     else:

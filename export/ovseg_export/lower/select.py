@@ -42,11 +42,10 @@ def argsort(g: Graph, op: Op) -> tuple[str, ...]:
 
 def gather(g: Graph, op: Op) -> str:
     """Indices may have the shape [n, 1], which counts as [n]."""
-    axis = axis_of(g, op, 2) if "axis" in op.attributes or len(op.inputs) > 2 else 0
     index = g[op.inputs[1]]
     if len(shape_of(op.inputs[1])) == 2:
         index = g.reshape(index, -1)
-    return g.gather(g[op.inputs[0]], index, axis)
+    return g.gather(g[op.inputs[0]], index, axis_of(g, op, 2))
 
 
 def gather_nd(g: Graph, op: Op) -> str:
