@@ -114,6 +114,12 @@ def test_float_tiff_is_refused(tmp_path: Path) -> None:
     refused(path, "f.tif", "float pixels", "8 bits per channel")
 
 
+def test_pfm_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.ppm"
+    path.write_bytes(b"Pf\n4 3\n-1.0\n" + bytes(48))
+    refused(path, "f.ppm", "float pixels", "8 bits per channel")
+
+
 def test_cmyk_jpeg_has_the_colours_of_its_rgb(tmp_path: Path) -> None:
     path = save(tmp_path / "cmyk.jpg", mode="CMYK", quality=100, subsampling=0)
     assert PIL.Image.open(path).mode == "CMYK"

@@ -165,7 +165,8 @@ def _decode(data: bytes, header: PIL.ImageFile.ImageFile, name: str) -> np.ndarr
     if header.format in ("JPEG", "MPO") and not _jpeg_is_whole(data):
         raise ImageError(f"{shown(name)} is truncated: the end of the JPEG is missing.", _CURE)
     pixels = None
-    if header.format not in _PILLOW_FORMATS:
+    # OpenCV makes a two-dimensional array of a PFM, whose pixels are floats.
+    if header.format not in _PILLOW_FORMATS and header.mode != "F":
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return _decode_with_pillow(header, name) if pixels is None else pixels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
@@ -21,6 +22,7 @@ from service_process import Service, Start, as_base64
 PROMPT = "/open-vocabulary-segmentation"
 SMALL = as_base64(plain((250, 250, 250)))
 
+PFM = base64.b64encode(b"Pf\n4 3\n-1.0\n" + bytes(48)).decode()
 
 @pytest.fixture(autouse=True)
 def still_there(service: Service) -> Iterator[None]:
@@ -33,7 +35,6 @@ def still_there(service: Service) -> Iterator[None]:
 
 def huge_png(side: int) -> str:
     """A PNG of a few bytes whose header promises side x side pixels."""
-    import base64
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -94,6 +95,7 @@ def test_malformed_json(service: Service, data: bytes, status: int) -> None:
         (huge_png(100_000), "pixels"),
         ("data:image/png;base64,AAAA", "Base64"),
         ("\ud800", ""),
+        (PFM, "float pixels"),
     ],
     ids=lambda value: repr(value[:12]),
 )
