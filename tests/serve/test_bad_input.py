@@ -21,7 +21,6 @@ from service_process import Service, Start, as_base64
 
 PROMPT = "/open-vocabulary-segmentation"
 SMALL = as_base64(plain((250, 250, 250)))
-
 PFM = base64.b64encode(b"Pf\n4 3\n-1.0\n" + bytes(48)).decode()
 
 @pytest.fixture(autouse=True)

@@ -187,14 +187,18 @@ def add_open_vocabulary_segmentation(
 
     @app.post(path, operation_id="segmentByPrompt", responses=FAILURES, response_model_exclude_none=True)
     async def infer(body: PromptRequest, request: Request) -> Success[PromptResult]:
-        if len(body.prompt) > limits.max_prompts:
-            raise PromptError(
-                f"There are {len(body.prompt)} prompts; the limit is {limits.max_prompts}.", "Send fewer at a time."
-            )
+        count = _count(body.prompt)
+        if count > limits.max_prompts:
+            raise PromptError(f"There are {count} prompts; the limit is {limits.max_prompts}.", "Send fewer at a time.")
         job = _PromptJob(body, await context.load(body.image, request), context.visualize(body.visualize))
         return Success(logId=request.state.log_id, result=await queue.submit(job))
 
     return [path]
+
+
+def _count(prompts: Sequence[Sequence[object]]) -> int:
+    """Return the number of boxes or points; a model's memory grows with the square of the points in a group."""
+    return sum(sum(isinstance(one, list) for one in prompt) or 1 for prompt in prompts)
 
 
 def _labels(request: PromptRequest) -> list[list[int]] | None:

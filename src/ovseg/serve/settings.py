@@ -24,7 +24,7 @@ class Settings:
         max_buffered: bytes of all bodies and downloads that are held at a time.
         max_values: values in a JSON body, so that a body of a million empty lists is refused unread.
         max_pixels: pixels of an image.
-        max_prompts: prompts of a request.
+        max_prompts: boxes or points of a request; those in groups count each.
         max_mask_pixels: pixels of all masks of a request together.
         max_pairs: images of a request that builds or extends an index.
         max_open_indexes: indexes that are kept in memory.
