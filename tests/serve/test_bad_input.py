@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import json
 import socket
 import struct
@@ -22,6 +23,7 @@ from service_process import Service, Start, as_base64
 PROMPT = "/open-vocabulary-segmentation"
 SMALL = as_base64(plain((250, 250, 250)))
 PFM = base64.b64encode(b"Pf\n4 3\n-1.0\n" + bytes(48)).decode()
+
 
 @pytest.fixture(autouse=True)
 def still_there(service: Service) -> Iterator[None]:
@@ -93,8 +95,8 @@ def test_malformed_json(service: Service, data: bytes, status: int) -> None:
         (SMALL[:60], "image"),
         (huge_png(100_000), "pixels"),
         ("data:image/png;base64,AAAA", "Base64"),
-        ("\ud800", ""),
         (PFM, "float pixels"),
+        ("\ud800", ""),
     ],
     ids=lambda value: repr(value[:12]),
 )
@@ -203,6 +205,9 @@ def test_thousands_of_prompts(service: Service) -> None:
     asked = {"image": SMALL, "prompt_type": "point"}
     expect(service.post(PROMPT, **asked, prompt=[[5, 5]] * 5000), 422, "256")
     expect(service.post(PROMPT, **asked, prompt=[[5, 5]] * 200_000), 413, "values")
+    # A group is one mask, but costs the square of its points.
+    expect(service.post(PROMPT, **asked, prompt=[[[5, 5]] * 20_000]), 422, "20000 prompts")
+    assert service.post(PROMPT, **asked, prompt=[[[5, 5]] * 128] * 2, visualize=False).status_code == 200
     assert service.post(PROMPT, **asked, prompt=[[5, 5]] * 256, visualize=False).status_code == 200
     large = as_base64(np.zeros((2000, 2000, 3), np.uint8))
     expect(service.post(PROMPT, image=large, prompt_type="point", prompt=[[5, 5]] * 200), 422, "masks")
@@ -331,6 +336,26 @@ class TestLimits:
 
         first = burst()
         assert burst() < 1.15 * first
+
+
+def test_after_a_failure_the_connection_goes_on(start: Start) -> None:
+    code = (
+        "import sys, ovseg.serve.routes as routes\n"
+        "def fail(*_): raise ValueError('broken')\n"
+        "routes.read_image = fail\n"
+        "from ovseg.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    service = start(pipelines=("open_vocabulary_segmentation",), code=code)
+    client = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+    body = json.dumps({"image": SMALL, "prompt": [[5, 5]], "prompt_type": "point"})
+    for _ in range(2):
+        client.request("POST", PROMPT, body, {"content-type": "application/json"})
+        response = client.getresponse()
+        assert response.status == 500
+        log_id = json.load(response)["logId"]
+    assert service.stop() == 0
+    assert any(line.startswith(f"{log_id}: ValueError('broken')") for line in service.log)
 
 
 def test_deadline(start: Start) -> None:

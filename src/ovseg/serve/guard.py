@@ -23,6 +23,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+logger = logging.getLogger("ovseg")
 access = logging.getLogger("ovseg.access")
 
 # What a browser loads before its user could have given a token, and what orchestrators ask. Nothing of a user's
@@ -99,6 +100,11 @@ class _Exchange:
             await self._answer()
         except Refused as refused:
             await self._refuse(refused)
+        except Exception as error:
+            if not self._complete:
+                raise
+            # Answered with 500: the connection stays, for further requests.
+            logger.error("%s: %r", self._log_id, error, exc_info=error)
         finally:
             self._guard.release(self._held)
             seconds = time.perf_counter() - started
