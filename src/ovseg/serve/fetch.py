@@ -24,8 +24,8 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CURE = "Send the image itself, as Base64."
 # What Python's tables, which differ by version, may call global: IPv6 that stands for IPv4 (translated, 6to4, Teredo)
-# and so could stand for a private address; former site-local IPv6; and where clouds have a metadata service at an
-# address that is not link-local (Azure, Oracle).
+# and so could stand for a private address; former site-local IPv6; documentation; former relays of 6to4; and where
+# clouds have a metadata service at an address that is not link-local (Azure, Oracle).
 _REFUSED = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -35,9 +35,11 @@ _REFUSED = tuple(
         "64:ff9b:1::/48",
         "2001::/23",
         "2002::/16",
+        "3fff::/20",
         "fec0::/10",
         "168.63.129.16/32",
         "192.0.0.0/24",
+        "192.88.99.0/24",
     )
 )
 
