@@ -102,6 +102,23 @@ def test_another_process_may_write_as_well(store: IndexStore, tmp_path: Path) ->
     assert store.get(key).id_map() == {"0": "a", "1": "b", "3": "mine"}
 
 
+def test_other_processes_may_be_quicker_several_times(
+    store: IndexStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = store.get(new(store))
+    save, times = Gallery.save, iter(range(5))
+
+    def late(gallery: Gallery) -> None:
+        if next(times, None) is not None:
+            with load_folder(tmp_path / "indexes" / index.key, write=True) as other:
+                other.add(VECTORS[2:3], ["theirs"])
+                save(other)
+        save(gallery)
+
+    monkeypatch.setattr(Gallery, "save", late)
+    assert list(index.add(VECTORS[3:], ["mine"]).values()) == ["a", "b", *["theirs"] * 5, "mine"]
+
+
 def test_a_change_that_cannot_be_saved_is_not_in_memory(store: IndexStore, monkeypatch: pytest.MonkeyPatch) -> None:
     key = new(store)
     index = store.get(key)

@@ -106,17 +106,18 @@ class OpenIndex:
 
     def _change(self, change: Callable[[Gallery], object]) -> dict[str, str]:
         with self._lock:
-            for last in (False, True):
+            while True:
+                version = self._gallery.version
                 change(self._gallery)
                 try:
                     self._gallery.save()
                     return _id_map(self._gallery)
                 except OvsError as error:
-                    # What is in memory is ahead of the folder now. Perhaps another process was quicker: once more.
-                    self._gallery = self._load()
-                    if last or not isinstance(error, GalleryError):
+                    self._gallery = self._load()  # what was in memory is ahead of the folder
+                    quicker = isinstance(error, GalleryError) and self._gallery.version != version
+                    if not quicker:
                         raise self._failed(error) from error
-        raise AssertionError("unreachable")
+                    # Another process has changed the index: once more, after its change.
 
     def _load(self) -> Gallery:
         try:
