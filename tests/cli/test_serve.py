@@ -106,6 +106,8 @@ def test_bad_options(
 
 
 def test_an_address_that_is_taken(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (["--pipeline", "CONFIG", "--max-body", "nan"], "--max-body is nan"),
+        (["--pipeline", "CONFIG", "--max-body", "inf"], "--max-body is inf"),
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["serve", "--pipeline", str(config), "--device", "cpu", "--port", port]) == 2

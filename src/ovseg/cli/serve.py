@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def serve(
         "queue": queue,
         "max_batch": max_batch,
         "batch_window": None if batch_window is None else batch_window / 1000,
-        "max_body": None if max_body is None else int(max_body * 2**20),
+        "max_body": None if max_body is None else _bytes(max_body),
         "max_pixels": max_pixels,
         "max_prompts": max_prompts,
         "deadline": deadline,
@@ -144,6 +145,17 @@ def _visualize(serving: Any, where: str) -> bool:
 
 def _data_dir() -> Path:
     """Return the folder of what must not be lost: `OVSEG_HOME`, else `ovseg` in the data folder of the user."""
+def _bytes(megabytes: float) -> int:
+    """Return `--max-body` in bytes.
+
+    Raises:
+        ConfigError: it is no number of bytes.
+    """
+    if not math.isfinite(megabytes):
+        raise ConfigError(f"--max-body is {megabytes}.", "Give megabytes, above 0.")
+    return int(megabytes * 2**20)
+
+
     import platformdirs
 
     from ..cache import expand
