@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ovseg.cli import main
+from ovseg.pipelines import PIPELINES
 
 
 @pytest.fixture
@@ -68,10 +69,21 @@ def test_several_pipelines(served: dict[str, Any], config: Path) -> None:
     assert list(served["pipelines"]) == ["instance_segmentation", "open_vocabulary_segmentation"]
 
 
-def test_all_whose_models_are_here(served: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_pipelines_with_the_models_that_ship(
+    served: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OVSEG_HOME", str(tmp_path))
     assert main(["serve", "--device", "cpu"]) == 0
-    assert "open_vocabulary_segmentation" in served["pipelines"] and "instance_segmentation" not in served["pipelines"]
+    assert list(served["pipelines"]) == list(PIPELINES)
+    assert "broccoli" in served["pipelines"]["instance_segmentation"].labels
+
+
+def test_a_pipeline_that_was_named_has_its_own_model(
+    served: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OVSEG_HOME", str(tmp_path))
+    assert main(["serve", "--pipeline", "instance_segmentation", "--device", "cpu"]) == 2
+    assert "Mask-RT-DETR-S is not on this machine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("serving", "visualize"), [({"visualize": False}, False), ({}, True), (None, True)])
@@ -94,6 +106,8 @@ def test_paddlex_key_for_services(served: dict[str, Any], config: Path, serving:
         (["--pipeline", "CONFIG", "--batch-window", "nan"], "batch_window is nan"),
         (["--pipeline", "CONFIG", "--token", " "], "token"),
         (["--pipeline", "CONFIG", "--port", "70000"], "65535"),
+        (["--pipeline", "CONFIG", "--max-body", "nan"], "--max-body is nan"),
+        (["--pipeline", "CONFIG", "--max-body", "inf"], "--max-body is inf"),
         (["--model", "x"], "one --pipeline"),
     ],
 )
@@ -106,8 +120,6 @@ def test_bad_options(
 
 
 def test_an_address_that_is_taken(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (["--pipeline", "CONFIG", "--max-body", "nan"], "--max-body is nan"),
-        (["--pipeline", "CONFIG", "--max-body", "inf"], "--max-body is inf"),
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["serve", "--pipeline", str(config), "--device", "cpu", "--port", port]) == 2

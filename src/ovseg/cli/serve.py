@@ -21,7 +21,7 @@ PIPELINE = typer.Option(
     None,
     "--pipeline",
     metavar="NAME|YAML",
-    help="Pipeline, or its YAML file; may be repeated. All whose models are here, if not given.",
+    help="Pipeline, or its YAML file; may be repeated. All, with the models that ship where need be, if not given.",
 )
 HOST = typer.Option("127.0.0.1", "--host", help="Address to listen on; 0.0.0.0 for all.")
 PORT = typer.Option(8080, "--port", min=0, max=65535, help="Port; 0 for a free one.")
@@ -38,6 +38,9 @@ MAX_PIXELS = typer.Option(None, "--max-pixels", help="Largest height x width of 
 MAX_PROMPTS = typer.Option(None, "--max-prompts", help="Most prompts of a request.")
 DEADLINE = typer.Option(None, "--deadline", metavar="S", help="Seconds after which a request is answered with 504.")
 QUIET = typer.Option(False, "--quiet", "-q", help="No access log.")
+
+# Models that ship, for pipelines that nobody named and whose model is not here: the page has something to show.
+_SHIPPED = {"instance_segmentation": "MaskSeg-tiny"}
 
 
 def register(app: typer.Typer) -> None:
@@ -104,7 +107,7 @@ def _pipelines(named: list[str], **options: Any) -> tuple[dict[str, Pipeline], b
     """Make the pipelines; return them by name, and whether their files want pictures in responses.
 
     Raises:
-        ConfigError: the same pipeline twice, or none.
+        ConfigError: the same pipeline twice.
     """
     from ..pipelines import PIPELINES, config_file, create_pipeline
     from ..pipelines.config import load_config
@@ -117,15 +120,14 @@ def _pipelines(named: list[str], **options: Any) -> tuple[dict[str, Pipeline], b
         try:
             pipeline = create_pipeline(config=config, **options)
         except ModelError as error:
-            if named:
+            shipped = _SHIPPED.get(name)
+            if named or shipped is None:
                 raise
-            logging.getLogger("ovseg").info("%s is not served: %s", name, error.cause)
-            continue
+            logging.getLogger("ovseg").info("%s is served with %s: %s", name, shipped, error.cause)
+            pipeline = create_pipeline(config=config, **options | {"model": shipped})
         if pipeline.name in made:
             raise ConfigError(f"The pipeline {pipeline.name} is named twice.", "Name it once.")
         made[pipeline.name] = pipeline
-    if not made:
-        raise ConfigError("There is no model of any pipeline here.", "Get one: ovs models pull NAME.")
     return made, visualize
 
 
@@ -143,8 +145,6 @@ def _visualize(serving: Any, where: str) -> bool:
     return visualize
 
 
-def _data_dir() -> Path:
-    """Return the folder of what must not be lost: `OVSEG_HOME`, else `ovseg` in the data folder of the user."""
 def _bytes(megabytes: float) -> int:
     """Return `--max-body` in bytes.
 
@@ -156,6 +156,8 @@ def _bytes(megabytes: float) -> int:
     return int(megabytes * 2**20)
 
 
+def _data_dir() -> Path:
+    """Return the folder of what must not be lost: `OVSEG_HOME`, else `ovseg` in the data folder of the user."""
     import platformdirs
 
     from ..cache import expand
