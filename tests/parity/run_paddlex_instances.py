@@ -17,10 +17,10 @@ from paddlex import create_pipeline
 
 
 def main() -> None:
-    """`request.json` holds models (name, folder), pictures and thresholds; results go beside it."""
+    """`request.json` holds models (name, folder, pictures) and thresholds; results go beside it."""
     request_file = Path(sys.argv[1])
     request = json.loads(request_file.read_text())
-    for name, folder in request["models"]:
+    for name, folder, pictures in request["models"]:
         module = {
             "module_name": "instance_segmentation",
             "model_name": name,
@@ -30,7 +30,7 @@ def main() -> None:
         }
         config = {"pipeline_name": "instance_segmentation", "SubModules": {"InstanceSegmentation": module}}
         pipeline = create_pipeline(config=config, device="cpu")
-        for number, picture in enumerate(request["pictures"]):
+        for number, picture in enumerate(pictures):
             for threshold in request["thresholds"]:
                 (result,) = pipeline.predict(picture, threshold=threshold)
                 boxes = [
