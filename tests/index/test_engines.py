@@ -26,6 +26,15 @@ def order(scores: np.ndarray, metric: str) -> np.ndarray:
     return np.lexsort((np.arange(len(scores)), -scores if metric == "IP" else scores))
 
 
+@pytest.mark.parametrize("metric", ["L2", "hamming"])
+def test_a_distance_of_zero_has_no_sign(metric: str) -> None:
+    settings = Settings(8, metric)
+    vectors = np.ones((1, settings.width), settings.dtype)
+    table = FlatEngine(settings, np.zeros(1, np.int64), vectors)
+    for scores, _ in (table.search(vectors, 1), table.best(vectors, np.zeros((1, 1), np.int64), 1)):
+        assert not np.signbit(scores).any()
+
+
 @pytest.mark.parametrize("metric", ["IP", "L2", "hamming"])
 def test_exact_search_is_exact(vectors, metric: str) -> None:
     # More than one block of rows, and a removal in each.

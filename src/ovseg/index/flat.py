@@ -155,7 +155,7 @@ class FlatEngine:
             order = np.lexsort((ids, -near), axis=1)[:, :width]
             ids, near = ids[lines, order], near[lines, order]
             found[part, :width] = ids
-            near = near if self.metric == "IP" else -near
+            near = near if self.metric == "IP" else 0 - near  # a distance of 0 is not to be -0.0
             scores[part, :width] = np.where(ids < 0, 0, near) if some else near
         return scores, found
 
