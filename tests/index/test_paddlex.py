@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ovseg import Gallery, GalleryError
+from ovseg import Gallery, GalleryError, SaveError
 from ovseg.index.paddlex import export_paddlex, import_paddlex
 
 faiss = pytest.importorskip("faiss")
@@ -112,6 +112,27 @@ def test_export_and_import_again(vectors, tmp_path, kind: str, metric: str) -> N
     again = import_paddlex(tmp_path / "px")
     assert again.ids.tolist() == gallery.ids.tolist() and again.labels == gallery.labels
     assert np.array_equal(again.embeddings(), gallery.embeddings())
+
+
+def test_an_export_that_fails_leaves_what_is_there(vectors, tmp_path, monkeypatch) -> None:
+    gallery = Gallery(32)
+    gallery.add(vectors(3), ["a", "b", "c"])
+    export_paddlex(gallery, tmp_path / "px")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "px").iterdir()}
+    gallery.remove([0])
+    real = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        real(path, data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SaveError, match="No space left"):
+        export_paddlex(gallery, tmp_path / "px")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "px").iterdir()} == before
+    with pytest.raises(SaveError, match="No space left"):
+        export_paddlex(gallery, tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_what_cannot_be_imported_or_exported(vectors, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,13 @@ def export_paddlex(gallery: Gallery, folder: str | Path) -> None:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / VECTORS).write_bytes(faiss.serialize_index(index).tobytes())
         text = yaml.safe_dump(info, default_flow_style=False, allow_unicode=True)
-        (folder / ID_MAPS[0]).write_text(text, encoding="utf-8")
+        data = {VECTORS: faiss.serialize_index(index).tobytes(), ID_MAPS[0]: text.encode()}
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as beside:
+            for name, content in data.items():
+                (Path(beside) / name).write_bytes(content)
+            for name in data:
+                (Path(beside) / name).replace(folder / name)
     except OSError as error:
         raise SaveError(
             f"{folder} cannot be written: {error.strerror or error}.", "Check that it can be written to."
