@@ -162,6 +162,9 @@ def test_unknown_ids_are_named_and_nothing_is_removed() -> None:
         gallery.remove([0, 2, 9, -1])
     with pytest.raises(GalleryError, match="whole numbers"):
         gallery.remove([0.5])  # type: ignore[list-item]
+    for ids in (5, None, "1"):
+        with pytest.raises(GalleryError, match="whole numbers"):
+            gallery.remove(ids)  # type: ignore[arg-type]
     with pytest.raises(GalleryError, match="7"):
         gallery.embeddings([7])
     assert gallery.ids.tolist() == [0, 1, 3]

@@ -16,7 +16,7 @@ from ..errors import GalleryError
 from . import storage
 from .engine import AUTO_FLAT_LIMIT, GRAPH_LEAST, Engine, Settings, engine_kind, make_engine, read_engine
 from .flat import FlatEngine
-from .items import Duplicate, Matches, check_k, checked, checked_ids, checked_items, refuse_unknown
+from .items import Duplicate, Matches, check_k, checked, checked_ids, checked_items, checked_labels, refuse_unknown
 
 # Removed rows that a folder may have for each row in use, before a save writes it anew.
 _DEAD_SHARE = 0.2
@@ -229,7 +229,7 @@ class Gallery:
         if not k:
             return [Matches([], [], [], [], self.metric) for _ in queries]
         if labels is not None:
-            wanted = {labels} if isinstance(labels, str) else set(labels)
+            wanted = checked_labels(labels)
             rows = [row for row in np.flatnonzero(self._table.alive) if self._labels[row] in wanted]
             scores, ids = self._table.search(queries, k, np.array(rows, np.int64))
         else:

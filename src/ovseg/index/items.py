@@ -206,6 +206,8 @@ def checked_items(
     """
     if isinstance(labels, str):
         raise GalleryError(f"labels is the string {labels!r}.", "Give a list with one label an embedding.")
+    if not isinstance(labels, Iterable):
+        raise GalleryError(f"labels is {labels!r}.", "Give a list with one label an embedding.")
     names = list(labels)
     entries: list[dict[str, Any] | None] = [None] * len(names) if metadata is None else list(metadata)
     if len(names) != count or len(entries) != count:
@@ -221,13 +223,25 @@ def checked_items(
     return names, entries
 
 
+def checked_labels(labels: str | Iterable[str]) -> set[str]:
+    """Return the labels that a search is limited to.
+
+    Raises:
+        ConfigError: they are neither a string nor a list of strings.
+    """
+    wanted = [labels] if isinstance(labels, str) or not isinstance(labels, Iterable) else list(labels)
+    if not all(isinstance(label, str) for label in wanted):
+        raise ConfigError(f"The labels to look at are {labels!r}.", "Give a label, or a list of labels, as strings.")
+    return set(wanted)
+
+
 def checked_ids(ids: Iterable[int] | np.ndarray) -> np.ndarray:
     """Return ids as [N] int64.
 
     Raises:
         GalleryError: they are not whole numbers.
     """
-    wanted = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+    wanted = np.asarray(list(ids) if isinstance(ids, Iterable) and not isinstance(ids, np.ndarray) else ids)
     if wanted.size == 0:
         return np.empty(0, np.int64)
     if wanted.ndim != 1 or wanted.dtype.kind not in "iu":

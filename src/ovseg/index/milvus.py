@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import ConfigError, GalleryError, MissingExtra
 from .engine import Settings
 from .gallery import Gallery
-from .items import Duplicate, Matches, check_k, checked, checked_ids, checked_items, refuse_unknown
+from .items import Duplicate, Matches, check_k, checked, checked_ids, checked_items, checked_labels, refuse_unknown
 
 DEFAULT_PORT = 19530
 DEFAULT_COLLECTION = "gallery"
@@ -263,14 +263,14 @@ class MilvusGallery:
 
         Raises:
             GalleryError: queries that do not fit; or Milvus refuses, such as for k above 16,384.
-            ConfigError: k is not a whole number of at least 1.
+            ConfigError: k is not a whole number of at least 1, or labels that are no strings.
         """
         check_k(k)
         queries = checked(embeddings, self._settings, one=True)
         options: dict[str, Any] = {"limit": int(k), "output_fields": ["label", "metadata"]}
         options["search_params"] = {"metric_type": _metric(self._settings), "params": self._search_params(int(k))}
         if labels is not None:
-            wanted = [labels] if isinstance(labels, str) else sorted(set(labels))
+            wanted = sorted(checked_labels(labels))
             options["filter"] = f"label in {json.dumps(wanted, ensure_ascii=False)}"
         found: list[Matches] = []
         for start in range(0, len(queries), _ITEMS):

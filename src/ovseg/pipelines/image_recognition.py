@@ -15,7 +15,7 @@ from ..errors import ConfigError, GalleryError, OvsError
 from ..images import Image
 from ..index import Gallery, Index, Matches, Settings, create_index, is_milvus, load_index
 from ..index.engine import require_engine
-from ..index.items import check_k
+from ..index.items import check_k, checked_labels
 from ..index.label_file import read_id_file
 from ..results.image_recognition import ImageRecognitionResult
 from ..schema import is_number
@@ -370,7 +370,7 @@ class ImageRecognitionPipeline(Pipeline):
             limit = _number(self._radius if hamming_radius is None else hamming_radius, "hamming_radius")
         else:
             limit = self._rec_threshold if rec_threshold is None else _number(rec_threshold, "rec_threshold")
-        among = label if label is None or isinstance(label, str) else list(label)
+        among = None if label is None else checked_labels(label)
         batch = self._batch_size if batch_size is None else whole_number(batch_size, "batch_size", 1)
         detector, embedder = self._load(self._device(device))
 
