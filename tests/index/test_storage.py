@@ -15,6 +15,7 @@ import pytest
 
 from ovseg import Gallery, GalleryError, SaveError, load_index
 from ovseg.index.gallery import salvage_index
+from ovseg.index.storage import is_gallery
 
 ROOT = Path(__file__).parents[2]
 KINDS = ["Flat", *(["HNSW32", "IVF"] if importlib.util.find_spec("faiss") else [])]
@@ -281,6 +282,29 @@ def test_folders_that_are_no_galleries(tmp_path) -> None:
         load_index(tmp_path)
     with pytest.raises(GalleryError, match="is not a gallery"):
         load_index(Path(__file__))
+
+
+def test_the_files_of_others_are_left_alone(tmp_path) -> None:
+    mine = [tmp_path / "g" / name for name in ("log-final.jsonl", "vectors-old.bin", "graph-of-sales.bin")]
+    (tmp_path / "g").mkdir()
+    for path in mine:
+        path.write_text("mine")
+    make(tmp_path / "g").compact()
+    assert all(path.read_text() == "mine" for path in mine)
+    assert sorted(path.name for path in (tmp_path / "g").glob("vectors-*")) == ["vectors-2.bin", "vectors-old.bin"]
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path) -> None:
+    for name in ("vectors-1.bin", "log-1.jsonl"):
+        make(tmp_path / name, count=3)
+        (tmp_path / name / name).unlink()
+        (tmp_path / name / name).mkdir()  # root may read any file
+        with pytest.raises(GalleryError, match=f"{name} cannot be read: Is a directory"):
+            load_index(tmp_path / name)
+    with pytest.raises(GalleryError, match="cannot be read: File name too long"):
+        load_index(tmp_path / ("x" * 300))
+    with pytest.raises(GalleryError, match="cannot be read: File name too long"):
+        is_gallery(tmp_path / ("x" * 300))
 
 
 def test_another_format(tmp_path) -> None:

@@ -157,6 +157,9 @@ def test_labels_and_votes(pipeline) -> None:
     ask = {"index": index, "det_threshold": 0.99, "rec_topk": 3}
     assert only(pipeline.predict(plain((252, 252, 252)), **ask, vote=True))["boxes"][0]["labels"] == ["b", "a"]
     assert only(pipeline.predict(plain((252, 252, 252)), **ask, label="a"))["boxes"][0]["labels"] == ["a"]
+    for label in (5, ["a", 5], [["a"]]):
+        with pytest.raises(ConfigError, match="labels to look at"):
+            pipeline.predict(plain(WHITE), **ask, label=label)
     result = only(pipeline.predict(plain((252, 252, 252)), **ask, label=["a", "c"], rec_threshold=0))
     assert result["boxes"][0]["labels"] == ["a", "c"] and result.matches[0].vote()[0].label == "a"
 
@@ -193,6 +196,10 @@ def test_all_bad_pictures_are_named(pipeline, drinks: Path, caplog) -> None:
         pipeline.build_index(drinks, drinks / "gallery.txt")
     (drinks / "images" / "none.png").write_text("")
     (drinks / "images" / "nothing.png").write_bytes(b"\x89PNG")
+    with (drinks / "long.txt").open("w") as file:
+        file.write(f"images/0.png x\n{'n' * 300}.png y\n")
+    with pytest.raises(GalleryError, match=r"1 of 2 pictures.*\n.*nnn\.png cannot be read \(File name too long"):
+        pipeline.build_index(drinks, drinks / "long.txt")
     index = Gallery(DIM)
     with pytest.raises(GalleryError, match=r"(?s)3 of 6 pictures.*none\.png.*nothing\.png.*text\.png.*--skip-bad"):
         pipeline.append_index(drinks, drinks / "gallery.txt", index)
@@ -219,6 +226,9 @@ def test_galleries_that_cannot_be(pipeline, drinks: Path) -> None:
         pipeline.build_index([plain(RED)], drinks / "gallery.txt")
     with pytest.raises(ConfigError, match="label 7 is not a string"):
         pipeline.build_index([plain(RED)], [7])
+    for bad in ((None, None), ([plain(RED)], 5)):
+        with pytest.raises(ConfigError, match="gallery_imgs is a"):
+            pipeline.build_index(*bad)
     with pytest.raises(ConfigError, match="metric 'cosine'"):
         pipeline.build_index([plain(RED)], ["red"], metric_type="cosine")
     with pytest.raises(ConfigError, match="index type 'HNSW'"):
@@ -381,6 +391,33 @@ class TestBuildingInAFolder:
         pipeline.build_folder(tmp_path / "index", many, many / "many.txt", replace=True)
         assert len(reader) == 3 and len(load_index(tmp_path / "index")) == 9
         assert sorted(path.name for path in tmp_path.iterdir()) == ["drinks", "index", "other"]
+
+    def test_the_folder_beside_is_not_taken_from_others(self, pipeline, many: Path, tmp_path: Path) -> None:
+        (tmp_path / "index.part").mkdir()
+        (tmp_path / "index.part" / "thesis.txt").write_text("mine")
+        (many / "bad.txt").write_text("bad.txt label\n")
+        for labels in ("many.txt", "bad.txt"):
+            with pytest.raises(ConfigError, match=r"index\.part, where the work is done, holds something else"):
+                pipeline.build_folder(tmp_path / "index", many, many / labels)
+        assert (tmp_path / "index.part" / "thesis.txt").read_text() == "mine" and not (tmp_path / "index").exists()
+
+    def test_an_empty_folder_is_filled_and_not_replaced(
+        self, pipeline, many: Path, tmp_path: Path, monkeypatch
+    ) -> None:
+        (tmp_path / "index").mkdir()
+        number = (tmp_path / "index").stat().st_ino
+        monkeypatch.chdir(tmp_path / "index")
+        for replace in (False, True):
+            pipeline.build_folder(".", many, many / "many.txt", replace=replace)
+            assert len(load_index(tmp_path / "index", verify=True)) == 9
+        assert (tmp_path / "index").stat().st_ino == number and not (tmp_path / "index.part").exists()
+
+    def test_a_damaged_gallery_is_not_replaced(self, pipeline, many: Path, tmp_path: Path) -> None:
+        pipeline.build_folder(tmp_path / "index", many, many / "many.txt")
+        (tmp_path / "index" / "manifest.json").write_text("{}")
+        with pytest.raises(GalleryError, match="is damaged"):
+            pipeline.build_folder(tmp_path / "index", many, many / "many.txt", replace=True)
+        assert not (tmp_path / "index.part").exists()
 
     def test_nothing_is_left_where_nothing_was_done(self, pipeline, many: Path, tmp_path: Path) -> None:
         (many / "images" / "2.png").unlink()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,8 @@ from .engine import Settings
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOCK = "lock"
+# Files of a gallery's generations: only these are ever deleted.
+_PARTS = re.compile(r"vectors-\d+\.bin|log-\d+\.jsonl|graph-\d+-\d+\.bin")
 # Items of one record of the log: as much is lost where one record or its vectors are damaged.
 _RECORD_ITEMS = 1024
 # Times that a reader starts again because a compaction took away the files it was about to open.
@@ -123,8 +126,23 @@ WriteGraph = Callable[[Path], None]
 
 
 def is_gallery(folder: Path) -> bool:
-    """Whether a folder has what every gallery has: a manifest."""
-    return (folder / MANIFEST).is_file()
+    """Whether a folder has what every gallery has: a manifest.
+
+    Raises:
+        GalleryError: the folder cannot be looked into.
+    """
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a folder is not there, or holds no more than an interrupted first save leaves."""
+    if not folder.exists():
+        return True
+    ours = (LOCK, f"{MANIFEST}.part")
+    return folder.is_dir() and all(p.name in ours or _PARTS.fullmatch(p.name) for p in folder.iterdir())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -139,9 +157,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise _not_a_gallery(folder) from None
     except OSError as error:
-        raise GalleryError(
-            f"{path} cannot be read: {error.strerror or error}.", "Check the rights of the folder."
-        ) from error
+        raise _unreadable(folder, error) from error
     try:
         data = json.loads(raw)
         checksum = data.pop("checksum")
@@ -168,7 +184,7 @@ def read_folder(folder: Path, *, verify: bool = False) -> Contents:
         verify: read all vectors and compare their checksums.
 
     Raises:
-        GalleryError: not a gallery, damaged, or of another format.
+        GalleryError: not a gallery, damaged, of another format, or not to be read by this user.
     """
     manifest = read_manifest(folder)
     for _ in range(_TRIES):
@@ -179,6 +195,8 @@ def read_folder(folder: Path, *, verify: bool = False) -> Contents:
             if latest == manifest:
                 raise damaged(folder, f"{Path(error.filename).name} is missing") from None
             manifest = latest
+        except OSError as error:
+            raise _unreadable(folder, error) from error
     raise GalleryError(f"{folder} is compacted again and again.", "Try again when its writer has finished.")
 
 
@@ -428,12 +446,11 @@ def _commit(folder: Path, manifest: Manifest, write_graph: tuple[str, WriteGraph
 def _sweep(folder: Path, manifest: Manifest) -> None:
     """Remove the files of earlier generations, and those that an interrupted change left."""
     keep = {manifest.vectors_name, manifest.log_name, manifest.graph.name if manifest.graph else ""}
-    for pattern in ("vectors-*.bin", "log-*.jsonl", "graph-*.bin"):
-        for path in folder.glob(pattern):
-            if path.name not in keep:
-                # Windows keeps a file that a reader has open: a later change takes it away.
-                with contextlib.suppress(PermissionError, FileNotFoundError):
-                    path.unlink()
+    for path in folder.iterdir():
+        if _PARTS.fullmatch(path.name) and path.name not in keep:
+            # Windows keeps a file that a reader has open: a later change takes it away.
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                path.unlink()
 
 
 def _add_lines(
@@ -557,7 +574,10 @@ def _salvage_log(folder: Path, log: Path, limit: int | None, problems: list[str]
     next_id = records[0].get("next_id", 0)
     vectors_path = folder / log.name.replace("log-", "vectors-").replace(".jsonl", ".bin")
     row_bytes = settings.width * settings.dtype.itemsize
-    raw = np.memmap(vectors_path, np.uint8, mode="r") if _has_bytes(vectors_path) else np.empty(0, np.uint8)
+    try:
+        raw = np.memmap(vectors_path, np.uint8, mode="r") if _has_bytes(vectors_path) else np.empty(0, np.uint8)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     kept: list[tuple[dict[str, Any], np.ndarray]] = []
     removed: set[int] = set()
     bad_records = lost = start = 0
@@ -651,6 +671,12 @@ def _not_a_gallery(folder: Path) -> GalleryError:
     if any(folder.glob("log-*.jsonl")):
         return damaged(folder, f"{MANIFEST} is missing")
     return GalleryError(f"{folder} is not a gallery: it has no {MANIFEST}.", "Name a folder that was saved by ovseg.")
+
+
+def _unreadable(folder: Path, error: OSError) -> GalleryError:
+    return GalleryError(
+        f"{error.filename or folder} cannot be read: {error.strerror or error}.", "Check the rights of the folder."
+    )
 
 
 def _not_written(folder: Path, error: OSError) -> SaveError:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..images import read_images
 from ..index import Gallery, Index, Settings
 from ..index.gallery import load_folder
 from ..index.label_file import read_label_file
-from ..index.storage import is_gallery
+from ..index.storage import is_free, is_gallery, read_manifest
 
 # Pictures that are read before they are embedded and added together.
 _AT_ONCE = 64
@@ -63,7 +63,8 @@ def list_pictures(gallery_imgs: Any, gallery_label: Any) -> list[Picture]:
             raise GalleryError(f"There is no folder {root}.", "Name the folder that the paths of the list start from.")
         names, labels = read_label_file(gallery_label)
         return [Picture(root / name, label, name) for name, label in zip(names, labels, strict=True)]
-    if isinstance(gallery_imgs, str | os.PathLike | np.ndarray) or isinstance(gallery_label, str):
+    lists = isinstance(gallery_imgs, Iterable) and isinstance(gallery_label, Iterable)
+    if not lists or isinstance(gallery_imgs, str | os.PathLike | np.ndarray):
         raise ConfigError(
             f"gallery_imgs is a {type(gallery_imgs).__name__} and gallery_label a {type(gallery_label).__name__}.",
             "Give a folder and the path of a label file, or a list of images and a list of labels.",
@@ -173,15 +174,22 @@ def build_in_folder(
     The work is done in a folder beside, `FOLDER.part`, which takes the place of `folder` when it is whole.
 
     Raises:
-        ConfigError: `folder` holds something already.
-        GalleryError: bad pictures; or somebody else is building there.
+        ConfigError: `folder`, or the folder beside it, holds something already.
+        GalleryError: bad pictures; somebody else is building there; or the gallery to replace is damaged.
         SaveError: the folder cannot be written to.
     """
     if is_gallery(folder) and not replace:
         raise ConfigError(f"{folder} holds a gallery already.", "Use --force to replace it, or another folder.")
-    if folder.exists() and not is_gallery(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    if is_gallery(folder):
+        read_manifest(folder)  # a damaged one cannot be replaced: better known before the work
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there and is not a gallery.", "Name a new folder.")
-    part = folder.with_name(folder.name + ".part")
+    place = folder.resolve()  # "." has no name
+    part = place.with_name(place.name + ".part")
+    if not is_gallery(part) and not is_free(part):
+        raise ConfigError(
+            f"{part}, where the work is done, holds something else.", "Move it away, or name a new folder."
+        )
     # Without a search structure, which would be built again for each of the saves on the way.
     wanted = dataclasses.replace(settings, index_type="Flat")
     if not is_gallery(part):
@@ -218,8 +226,9 @@ def build_in_folder(
         if not len(gallery):  # nothing that is worth going on with
             shutil.rmtree(part, ignore_errors=True)
     with load_folder(part, write=True, index_type=settings.index_type) as gallery:
-        gallery.save(folder if is_gallery(folder) else None)
-    if not is_gallery(folder):
+        # An empty folder is written into: it may be where a volume is mounted, and could not be replaced.
+        gallery.save(folder if folder.exists() else None)
+    if not folder.exists():
         try:
             part.replace(folder)
         except OSError as error:
@@ -260,9 +269,13 @@ def _is_there(picture: Picture, bad: BadPictures) -> bool:
     """Whether a picture's file is there, where it is a file; this needs no reading."""
     if not isinstance(picture.source, str | os.PathLike) or "://" in os.fspath(picture.source):
         return True
-    if Path(picture.source).is_file():
-        return True
-    bad.add(ImageError(f"{picture.source} does not exist.", "Correct the list."))
+    try:
+        if Path(picture.source).is_file():
+            return True
+        reason = "does not exist"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    bad.add(ImageError(f"{picture.source} {reason}.", "Correct the list."))
     return False
 
 
