@@ -255,6 +255,16 @@ def test_salvage_keeps_removals(tmp_path) -> None:
     assert same(saved, gallery) and problems == ["manifest.json is missing or damaged"]
 
 
+def test_salvage_says_that_removals_are_forgotten(tmp_path) -> None:
+    gallery = make(tmp_path / "g")
+    gallery.remove([5, 6])
+    gallery.save()
+    log = tmp_path / "g" / "log-1.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    saved, problems = salvage_index(tmp_path / "g")
+    assert len(saved) == 3000 and "log-1.jsonl is cut short" in problems[0]
+
+
 def test_nothing_to_salvage(tmp_path) -> None:
     make(tmp_path / "g")
     (tmp_path / "g" / "log-1.jsonl").unlink()

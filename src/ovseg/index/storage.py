@@ -561,9 +561,12 @@ def salvage(folder: Path) -> Salvage:
 
 def _salvage_log(folder: Path, log: Path, limit: int | None, problems: list[str]) -> Salvage | None:
     try:
-        lines = log.read_bytes()[:limit].splitlines()
+        data = log.read_bytes()
     except OSError:
         return None
+    if limit is not None and len(data) < limit:
+        problems.append(f"{log.name} is cut short: what was last added or removed is forgotten")
+    lines = data[:limit].splitlines()
     records = [_parse(line) for line in lines]
     if not records or not records[0] or "settings" not in records[0]:
         return None
