@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,17 @@ def test_it_does_what_a_gallery_in_a_folder_does(vectors, tmp_path: Path) -> Non
             create_index(where.replace("g.db", "./g.db"), again.settings)
     copy = load_index(tmp_path / "folder", verify=True)
     assert len(copy) == 296 and copy.labels[:3] == labels[:3] and copy.index_type == "HNSW32"
+
+
+def test_another_process_opens_the_file(tmp_path: Path) -> None:
+    """In the process that made it, Milvus Lite keeps a collection loaded."""
+    where = f"milvus://{tmp_path}/g.db"
+    make = "gallery = create_index(sys.argv[1], Settings(2)); gallery.add([[0, 1], [1, 0]], ['a', 'b']); gallery.save()"
+    ask = "gallery = load_index(sys.argv[1]); print(gallery.labels, gallery.search([1, 0], 1)[0].labels)"
+    start = "import sys; from ovseg import load_index; from ovseg.index import Settings, create_index; "
+    for code, says in ((make, ""), (ask, "['a', 'b'] ['b']\n"), (ask, "['a', 'b'] ['b']\n")):
+        command = [sys.executable, "-c", f"{start}{code}; gallery.close()", where]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == says
 
 
 def test_similarities_descend(tmp_path: Path) -> None:

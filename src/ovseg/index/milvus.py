@@ -118,6 +118,8 @@ class MilvusGallery:
                     f"The collection {where.collection} of {where.uri} was not made by ovseg.",
                     "Name another collection.",
                 ) from None
+            # Milvus Lite loads nothing by itself when a process opens the file, a server nothing that was released.
+            _said(where, lambda: client.load_collection(where.collection))
         except BaseException:
             client.close()
             raise
