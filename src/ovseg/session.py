@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,10 +156,9 @@ class Session:
         if graph:
             check_fixed(self._label, (*self.inputs, *self.outputs))
         self._replay = _Replay(self._session, self.outputs, self._memory) if graph else None
+        at_once = runs_at_once(self.threads, usable_cpus()) if self.providers == (CPU,) else sys.maxsize
         # DirectML is documented as not safe to run from several threads at once.
-        self._turn: contextlib.AbstractContextManager[Any] = (
-            threading.Lock() if graph or _DML in self.providers else contextlib.nullcontext()
-        )
+        self._turn = threading.BoundedSemaphore(1 if graph or _DML in self.providers else at_once)
 
     def run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Run the model once.
@@ -350,6 +349,19 @@ class _Replay:
         for info in self._outputs:
             kept = value_class.ortvalue_from_shape_and_type(info.shape, info.dtype.type, *self._memory)
             self._binding.bind_ortvalue_output(info.name, kept)
+
+
+def runs_at_once(threads: int, cpus: int) -> int:
+    """Return how many callers may run a session on the CPU at the same time; others wait for their turn.
+
+    Each caller works beside the session's own threads, which are one less than `threads`. Where all together are more
+    than the CPUs, an operator waits for a thread that has lost its CPU: on two CPUs two callers got 0.9 of what one
+    got. With many CPUs one more thread matters less than what a single run leaves idle.
+
+    >>> [runs_at_once(threads, cpus) for threads, cpus in ((1, 1), (2, 2), (1, 2), (4, 4), (2, 16), (16, 16))]
+    [1, 1, 2, 2, 15, 8]
+    """
+    return max(1, cpus - threads + 1, cpus // 2)
 
 
 def check_fixed(label: str, tensors: Sequence[TensorInfo]) -> None:
