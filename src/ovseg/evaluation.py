@@ -241,7 +241,7 @@ def evaluate(
     if not done:
         raise ImageError(f"None of the {len(by_path)} images could be evaluated.", "See the messages above.")
     results = [entry for image in annotations.dataset["images"] for entry in done.get(image["id"], ())]
-    found = _judge(annotations, results, list(done), sorted(category_of_class.values()), len(by_path))
+    found = judge(annotations, results, list(done), sorted(category_of_class.values()), len(by_path))
     for name, content in ((RESULTS_FILE, results), (METRICS_FILE, found.json)):
         with atomic_write(save_path / name) as out:
             out.write(json.dumps(content, indent=1 if name == METRICS_FILE else None).encode())
@@ -333,14 +333,23 @@ def _coco_results(result: Result, image_id: Any, category_of_class: Mapping[int,
     return entries
 
 
-def _judge(
+def judge(
     annotations: Annotations,
     results: Sequence[Mapping[str, Any]],
     image_ids: Sequence[Any],
     category_ids: Sequence[int],
     asked: int,
 ) -> Evaluation:
-    """Compute average precision and recall by pycocotools, over these images and categories."""
+    """Compute average precision and recall by pycocotools.
+
+    Args:
+        annotations: what there is to find.
+        results: what was found, in COCO's results format: `image_id`, `category_id`, `score`, `bbox`, `segmentation`
+            as run lengths.
+        image_ids: images that count.
+        category_ids: categories that count.
+        asked: number of images that were to be evaluated; the others were skipped.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -355,15 +364,15 @@ def _judge(
             found = COCO()
             found.dataset = {**annotations.dataset, "annotations": list(_as_annotations(results, kind))}
             found.createIndex()
-            judge = COCOeval(truth, found, kind)
-            judge.params.imgIds = sorted(image_ids)
-            judge.params.catIds = list(category_ids)
-            judge.evaluate()
-            judge.accumulate()
-            judge.summarize()
-            figures[name] = {key: _figure(value) for key, value in zip(METRICS, judge.stats, strict=True)}
+            coco = COCOeval(truth, found, kind)
+            coco.params.imgIds = sorted(image_ids)
+            coco.params.catIds = list(category_ids)
+            coco.evaluate()
+            coco.accumulate()
+            coco.summarize()
+            figures[name] = {key: _figure(value) for key, value in zip(METRICS, coco.stats, strict=True)}
             # precision: IoU x recall x category x area x most detections; -1 where there is nothing to find
-            precision = judge.eval["precision"][:, :, :, 0, -1]
+            precision = coco.eval["precision"][:, :, :, 0, -1]
             for place, number in enumerate(category_ids):
                 of_category = precision[:, :, place]
                 categories[name_of[number]][name] = _figure(of_category.mean() if (of_category > -1).all() else -1)

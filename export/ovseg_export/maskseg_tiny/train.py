@@ -13,9 +13,6 @@ goes into the curve.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -24,14 +21,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch.nn import functional
 
+from ovseg.evaluation import judge, read_annotations
 from ovseg.stages.masks import encode_rle
 from ovseg_export.efficientnet_lite import pretrained
 from ovseg_export.muon import Muon, by_shape
 from ovseg_export.scenes.compose import compose
-from ovseg_export.shitu_tiny.protocol import box_iou
-from ovseg_export.shitu_tiny.training import Run, frames
+from ovseg_export.shitu_tiny.protocol import not_suppressed
+from ovseg_export.shitu_tiny.training import Run, frames, generalised_iou
 
 from . import BINS, MASK_STRIDE, NMS, SIZE
 from .protocol import MIX, labelled
@@ -87,15 +86,6 @@ def mirrored(truth: Batch) -> Batch:
     return Batch(pictures, truth.labels, boxes, truth.masks.flip(3))
 
 
-def pair_iou(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """IoU and generalised IoU of boxes [..., 4] that broadcast."""
-    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    outer = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
-    iou = inner / union.clamp(min=1e-6)
-    return iou, iou - (outer - union) / outer.clamp(min=1e-6)
-
-
 @torch.no_grad()
 def assign(
     scores: torch.Tensor, boxes: torch.Tensor, centres: torch.Tensor, truth: Batch
@@ -104,7 +94,7 @@ def assign(
     real = truth.labels >= 0
     low, high = truth.boxes[:, :, None, :2], truth.boxes[:, :, None, 2:]
     inside = ((centres > low) & (centres < high)).all(-1) & real[..., None]
-    iou = pair_iou(boxes[:, None], truth.boxes[:, :, None])[0].clamp(min=0) * inside  # [N, K, M]
+    iou = generalised_iou(boxes[:, None], truth.boxes[:, :, None])[0].clamp(min=0) * inside  # [N, K, M]
     index = truth.labels.clamp(min=0)[:, None].expand(-1, scores.shape[1], -1)
     fit = scores.gather(2, index).transpose(1, 2).sqrt() * iou**4 + 1e-9 * inside
     least = fit.topk(CELLS, 2).values[..., -1:]
@@ -136,7 +126,7 @@ def loss_of(raw: Raw, truth: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     named = (named * weight).sum() / total
 
     target = truth.boxes[n, k]
-    boxed = ((1 - pair_iou(boxes[n, m], target)[1]) * weight).sum() / total
+    boxed = ((1 - generalised_iou(boxes[n, m], target)[1]) * weight).sum() / total
     ends = torch.cat([centres[m] - target[:, :2], target[:, 2:] - centres[m]], -1) / strides[m, None]
     ends = ends.clamp(0, BINS - 1.01)
     below = ends.long()
@@ -193,12 +183,8 @@ def find(network: MaskSeg, picture: np.ndarray, size: int) -> tuple[np.ndarray, 
     for label in np.unique(classes):
         order = cells[classes == label]
         order = order[np.argsort(-scores[order, label])][: int(NMS["nms_top_k"])]
-        iou = box_iou(boxes[order], boxes[order])
-        chosen: list[int] = []
-        for i in range(len(order)):
-            if not chosen or iou[i, chosen].max() <= NMS["nms_threshold"]:
-                chosen.append(i)
-        kept += [(float(scores[order[i], label]), int(label), int(order[i])) for i in chosen]
+        chosen = order[not_suppressed(boxes[order], NMS["nms_threshold"])]
+        kept += [(float(scores[cell, label]), int(label), int(cell)) for cell in chosen]
     kept = sorted(kept, reverse=True)[: int(NMS["keep_top_k"])]
     rows = torch.tensor([cell for _, _, cell in kept], dtype=torch.long)
     side = raw.prototypes.shape[-1]
@@ -210,30 +196,18 @@ def find(network: MaskSeg, picture: np.ndarray, size: int) -> tuple[np.ndarray, 
     return found[:, 0].astype(int), found[:, 1], np.array(masks, bool).reshape(-1, height, width)
 
 
-def evaluate(network: MaskSeg, folder: Path, size: int) -> dict[str, float]:
-    """AP and AP50 of masks by pycocotools."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = json.loads((folder / "annotations.json").read_text("utf-8"))
-        for entry in truth.dataset["annotations"]:
-            outline = entry["segmentation"]
-            entry |= {"iscrowd": 0, "area": 1.0, "bbox": [0, 0, 1, 1]}
-            entry["segmentation"] = {**outline, "counts": outline["counts"].encode()}
-        truth.createIndex()
-        rows = []
-        for image in truth.dataset["images"]:
-            classes, scores, masks = find(network, cv2.imread(str(folder / image["file_name"])), size)
-            for label, score, outline in zip(classes, scores, encode_rle(list(masks)), strict=True):
-                row = {"image_id": image["id"], "category_id": int(label), "score": float(score)}
-                rows.append({**row, "segmentation": {**outline, "counts": outline["counts"].encode()}})
-        judge = COCOeval(truth, truth.loadRes(rows), "segm")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return {"AP": round(float(judge.stats[0]), 4), "AP50": round(float(judge.stats[1]), 4)}
+def evaluate(network: MaskSeg, folder: Path, size: int) -> dict[str, float | None]:
+    """AP and AP50 of masks."""
+    annotations = read_annotations(folder / "annotations.json")
+    images, rows = annotations.dataset["images"], []
+    for image in images:
+        classes, scores, masks = find(network, cv2.imread(str(folder / image["file_name"])), size)
+        for label, score, outline in zip(classes, scores, encode_rle(list(masks)), strict=True):
+            row = {"image_id": image["id"], "category_id": int(label), "score": float(score)}
+            rows.append({**row, "segmentation": outline, "bbox": coco_mask.toBbox(outline).tolist()})
+    ids = [image["id"] for image in images]
+    found = judge(annotations, rows, ids, sorted(annotations.categories.values()), len(ids))
+    return {name: found.mask[name] for name in ("AP", "AP50")}
 
 
 def begun() -> MaskSeg:

@@ -204,6 +204,16 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(inner / np.maximum(areas[0][:, None] + areas[1][None] - inner, 1e-9))
 
 
+def not_suppressed(boxes: np.ndarray, threshold: float) -> list[int]:
+    """Greedy non-maximum suppression: the numbers of the boxes [N, 4], best first, that no better one covers."""
+    iou = box_iou(boxes, boxes)
+    kept: list[int] = []
+    for i in range(len(boxes)):
+        if not kept or iou[i, kept].max() <= threshold:
+            kept.append(i)
+    return kept
+
+
 def ap50(pictures: Iterator[tuple[np.ndarray, np.ndarray]], detect: Detect) -> float:
     """Average precision at IoU 0.5, interpolated at 101 points of recall as COCO's."""
     scores, hits, total = [], [], 0

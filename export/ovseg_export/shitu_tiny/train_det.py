@@ -26,9 +26,9 @@ from ovseg_export.scenes.compose import cutout, photo_crop, premultiplied, shape
 from ovseg_export.scenes.library import Library
 
 from . import DET_STRIDE
-from .protocol import ap50, box_iou, trainable, visible_boxes
+from .protocol import ap50, not_suppressed, trainable, visible_boxes
 from .render import hue_matrix, kept_objects, recolour
-from .training import Run, adam_for_trunk_and_rest, frames
+from .training import Run, adam_for_trunk_and_rest, frames, generalised_iou
 from .twin import Det, cell_centres, pretrained_det
 
 SIDE = 512  # of a scene, pixels
@@ -213,15 +213,6 @@ def assign(
     return fitness > 0, boxes.gather(1, index[..., None].expand(-1, -1, 4)), quality
 
 
-def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """IoU and generalised IoU of boxes [..., 4]."""
-    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    outer = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
-    iou = inner / union.clamp(min=1e-6)
-    return iou, iou - (outer - union) / outer.clamp(min=1e-6)
-
-
 def detection_loss(logits: torch.Tensor, found: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     positive, targets, quality = assign(logits, found, boxes)
     _, general = generalised_iou(found[positive], targets[positive])
@@ -237,12 +228,8 @@ def select(scores: np.ndarray, boxes: np.ndarray, threshold: float = 0.6, most: 
     """Greedy non-maximum suppression; rows [K, 5]: score and box."""
     order = np.argsort(-scores)[:300]
     order = order[scores[order] > 0.025]
-    kept: list[int] = []
-    iou = box_iou(boxes[order], boxes[order])
-    for i in range(len(order)):
-        if len(kept) < most and (not kept or iou[i, kept].max() <= threshold):
-            kept.append(i)
-    return np.column_stack([scores[order[kept]], boxes[order[kept]]])
+    kept = order[not_suppressed(boxes[order], threshold)[:most]]
+    return np.column_stack([scores[kept], boxes[kept]])
 
 
 @torch.no_grad()

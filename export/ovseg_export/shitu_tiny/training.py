@@ -1,4 +1,4 @@
-"""What the trainings share: the optimisers, averaged weights, a folder that a training resumes from."""
+"""What the trainings share: optimisers, averaged weights, a folder that a training resumes from, IoU of boxes."""
 
 from __future__ import annotations
 
@@ -127,3 +127,12 @@ def frames(pictures: np.ndarray) -> torch.Tensor:
     x = torch.from_numpy(np.ascontiguousarray(pictures[..., ::-1])).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """IoU and generalised IoU of boxes [..., 4] that broadcast."""
+    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    outer = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
+    iou = inner / union.clamp(min=1e-6)
+    return iou, iou - (outer - union) / outer.clamp(min=1e-6)
