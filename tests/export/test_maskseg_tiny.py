@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -25,7 +23,8 @@ from ovseg_export.maskseg_tiny import (  # noqa: E402
     train,
     twin,
 )
-from ovseg_export.scenes.library import FORMAT, ObjectRecord  # noqa: E402
+from ovseg_export.scenes.library import ObjectRecord  # noqa: E402
+from scene_store import ellipse, write_store  # noqa: E402
 
 from ovseg.evaluation import read_annotations  # noqa: E402
 
@@ -33,31 +32,11 @@ from ovseg.evaluation import read_annotations  # noqa: E402
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two styles to train on and one held out, with every class; and a thing of no class."""
-    root = tmp_path_factory.mktemp("store")
-    (root / "objects").mkdir()
-    (root / "backgrounds").mkdir()
-    rng, objects = np.random.default_rng(0), []
-    for style, split in (("flat-3d", "train"), ("named", "classes"), ("noto", "val")):
-        blob = b""
-        for name in [*(names[0] for names in DRAWINGS.values()), "anchor", "dog face"]:
-            bgra = np.zeros((48, 40, 4), np.uint8)
-            cv2.ellipse(bgra, (20, 24), (18, 22), 0, 0, 360, (*map(int, rng.integers(0, 256, 3)), 255), -1)
-            png = cv2.imencode(".png", bgra)[1].tobytes()
-            where = {"offset": len(blob), "length": len(png), "height": 48, "width": 40}
-            objects.append({"set": style, "split": split, "key": name, "name": name.replace(" ", "-"), **where})
-            blob += png
-        (root / "objects" / f"{style}.bin").write_bytes(blob)
-    photos = []
-    for split in ("train", "val"):
-        noise = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (640, 480))
-        cv2.imwrite(str(root / "backgrounds" / f"{split}.jpg"), noise)
-        photos.append(
-            {"set": "noise", "split": split, "name": split, "licence": "", "file": f"backgrounds/{split}.jpg"}
-        )
-    (root / "store.json").write_text(json.dumps({"format": FORMAT, "sets": []}))
-    (root / "objects.json").write_text(json.dumps(objects))
-    (root / "backgrounds.json").write_text(json.dumps(photos))
-    return root
+    rng = np.random.default_rng(0)
+    titles = [*(names[0] for names in DRAWINGS.values()), "anchor", "dog face"]
+    sets = (("flat-3d", "train"), ("named", "classes"), ("noto", "val"))
+    drawings = {of: [(t, t.replace(" ", "-"), ellipse(rng.integers(0, 256, 3))) for t in titles] for of in sets}
+    return write_store(tmp_path_factory.mktemp("store"), drawings, {"train": "train", "val": "val"}, rng)
 
 
 def record(name: str, style: str = "noto") -> ObjectRecord:

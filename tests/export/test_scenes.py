@@ -6,16 +6,16 @@ import io
 import json
 import sys
 import tarfile
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from scene_store import write_store
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "export"))
 
-from ovseg_export.scenes import Library, Mix, ObjectRecord, PhotoRecord, compose
+from ovseg_export.scenes import Library, Mix, compose
 from ovseg_export.scenes.assets import SETS, AssetSet, emoji_key, members, package_file, trim
 from ovseg_export.scenes.compose import (
     MIN_VISIBLE_PIXELS_512,
@@ -42,29 +42,11 @@ def disc(side: int, colour: tuple[int, int, int]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("store")
-    (root / "objects").mkdir()
-    (root / "backgrounds").mkdir()
-    objects, photos, offset = [], [], 0
-    pictures = {"a": disc(128, (0, 0, 255)), "b": disc(64, (255, 0, 0)), "c": disc(200, (0, 255, 0))}
-    with (root / "objects" / "discs.bin").open("wb") as file:
-        for key, bgra in pictures.items():
-            png = cv2.imencode(".png", bgra)[1].tobytes()
-            file.write(png)
-            split = "val" if key == "c" else "train"
-            objects.append(ObjectRecord("discs", split, key, f"disc {key}", offset, len(png), *bgra.shape[:2]))
-            offset += len(png)
-    rng = np.random.default_rng(0)
-    for index in range(3):
-        noise = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (640, 480))
-        cv2.imwrite(str(root / "backgrounds" / f"{index}.jpg"), noise)
-        photos.append(
-            PhotoRecord("noise", "val" if index == 2 else "train", str(index), "CC0-1.0", f"backgrounds/{index}.jpg")
-        )
-    (root / "store.json").write_text(json.dumps({"format": FORMAT, "sets": []}))
-    (root / "objects.json").write_text(json.dumps([asdict(record) for record in objects]))
-    (root / "backgrounds.json").write_text(json.dumps([asdict(photo) for photo in photos]))
-    return root
+    colours = {"a": (128, (0, 0, 255)), "b": (64, (255, 0, 0)), "c": (200, (0, 255, 0))}
+    discs = {key: (key, f"disc {key}", disc(*one)) for key, one in colours.items()}
+    drawings = {("discs", "train"): [discs["a"], discs["b"]], ("discs", "val"): [discs["c"]]}
+    photos = {"0": "train", "1": "train", "2": "val"}
+    return write_store(tmp_path_factory.mktemp("store"), drawings, photos, np.random.default_rng(0))
 
 
 def test_library_splits_do_not_share_pictures(store: Path) -> None:

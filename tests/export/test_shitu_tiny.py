@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ paddle = pytest.importorskip("paddle", reason='needs the export extra: pip insta
 torch = pytest.importorskip("torch", reason='needs the train extra: pip install "ovseg[train]"')
 pytestmark = pytest.mark.export
 
-from ovseg_export.scenes.library import FORMAT, Library  # noqa: E402
+from ovseg_export.scenes.library import Library  # noqa: E402
 from ovseg_export.shitu_tiny import (  # noqa: E402
     DET_SIZE,
     DET_STRIDE,
@@ -26,35 +24,23 @@ from ovseg_export.shitu_tiny import (  # noqa: E402
     twin,
 )
 from ovseg_export.shitu_tiny.render import Objects  # noqa: E402
+from scene_store import Drawing, ellipse, write_store  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of two training sets and the two validation styles, each with the same 230 keys."""
-    root = tmp_path_factory.mktemp("store")
-    (root / "objects").mkdir()
-    (root / "backgrounds").mkdir()
-    rng, objects, photos = np.random.default_rng(0), [], []
-    for name, split in (("flat", "train"), ("round", "train"), ("noto", "val"), ("openmoji", "val")):
-        blob = b""
-        for number in range(230):
-            bgra = np.zeros((48, 40, 4), np.uint8)
-            cv2.ellipse(bgra, (20, 24), (18, 22), 0, 0, 360, (*map(int, rng.integers(0, 256, 3)), 255), -1)
-            bgra[10:20, 12:28, :3] = rng.integers(0, 256, 3)
-            png = cv2.imencode(".png", bgra)[1].tobytes()
-            where = {"offset": len(blob), "length": len(png), "height": 48, "width": 40}
-            objects.append({"set": name, "split": split, "key": f"1f{number:03x}", "name": f"thing {number}", **where})
-            blob += png
-        (root / "objects" / f"{name}.bin").write_bytes(blob)
-    for index in range(4):
-        noise = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (640, 480))
-        cv2.imwrite(str(root / "backgrounds" / f"{index}.jpg"), noise)
-        where = {"licence": "CC0-1.0", "file": f"backgrounds/{index}.jpg"}
-        photos.append({"set": "noise", "split": "val" if index < 2 else "train", "name": str(index), **where})
-    (root / "store.json").write_text(json.dumps({"format": FORMAT, "sets": []}))
-    (root / "objects.json").write_text(json.dumps(objects))
-    (root / "backgrounds.json").write_text(json.dumps(photos))
-    return root
+    rng = np.random.default_rng(0)
+
+    def drawing(number: int) -> Drawing:
+        bgra = ellipse(rng.integers(0, 256, 3))
+        bgra[10:20, 12:28, :3] = rng.integers(0, 256, 3)
+        return f"1f{number:03x}", f"thing {number}", bgra
+
+    sets = (("flat", "train"), ("round", "train"), ("noto", "val"), ("openmoji", "val"))
+    drawings = {of: [drawing(number) for number in range(230)] for of in sets}
+    photos = {"0": "val", "1": "val", "2": "train", "3": "train"}
+    return write_store(tmp_path_factory.mktemp("store"), drawings, photos, rng)
 
 
 def test_no_held_out_identity_can_be_trained_on(store: Path, tmp_path: Path) -> None:
