@@ -180,3 +180,36 @@ def test_holes_of_rings_are_joined_without_a_trace(share: float) -> None:
     mask = (np.random.default_rng(0).random((40, 50)) < share).astype(np.uint8)
     polygons = [join_outlines([ring, *holes]).reshape(-1).astype(float).tolist() for ring, holes in mask_rings(mask)]
     assert np.array_equal(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, 40, 50))), mask)
+
+
+def test_a_part_with_fewer_pixels_than_its_bridge_is_left_out() -> None:
+    mask = np.zeros((40, 200), np.int8)
+    mask[5:35, 5:50] = 1
+    near, far, chain = (
+        (slice(10, 13), slice(55, 58)),
+        (slice(20, 26), slice(190, 196)),
+        (slice(20, 26), slice(120, 126)),
+    )
+    mask[near] = mask[far] = 1
+    found = drawn(join_outlines(contours(mask), mask), mask)
+    assert (found[near] == 1).all() and not found[far].any() and np.count_nonzero(found != mask) == 5 + 36
+    # With a stop on the way that no bridge alone would be worth, both are.
+    mask[chain], mask[16:30, 186:199] = 1, 1
+    found = drawn(join_outlines(contours(mask), mask), mask)
+    assert (found >= mask).all()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6])
+def test_leaving_parts_out_never_costs_more_than_their_bridges(share: float) -> None:
+    for seed in range(5):
+        mask = (np.random.default_rng(seed).random((60, 70)) < share).astype(np.int8)
+        mask[20:40, 20:40] = 1
+        with_all, chosen = (drawn(join_outlines(contours(mask), given), mask) for given in (None, mask))
+        assert np.count_nonzero(chosen != mask) <= np.count_nonzero(with_all != mask)
+
+
+def test_holes_are_kept_where_parts_are_chosen() -> None:
+    mask = np.ones((41, 41), np.int8)
+    mask[1::2, 1::2] = 0
+    assert np.array_equal(drawn(join_outlines(contours(mask), mask), mask), mask)
+    assert np.array_equal(drawn(join_outlines(contours(ring := np.pad(mask, 30)), ring), ring), ring)

@@ -130,7 +130,7 @@ def mask_contours(mask: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]
     return list(parts.values())
 
 
-def join_outlines(outlines: Sequence[np.ndarray]) -> np.ndarray:
+def join_outlines(outlines: Sequence[np.ndarray], mask: np.ndarray | None = None) -> np.ndarray:
     """Join outlines to one by bridges of no width, for formats with one polygon each.
 
     Together the bridges are about as short as any that connect all: a minimum spanning tree of neighbours.
@@ -138,6 +138,8 @@ def join_outlines(outlines: Sequence[np.ndarray]) -> np.ndarray:
     Args:
         outlines: Kx2 integers each, parts and holes. Sides are level, upright or diagonal, as those of
             `mask_rings` and `mask_contours`.
+        mask: HxW array of 0 and 1 that the outlines are the contours of, for tools that draw a bridge one pixel
+            wide: parts that have fewer pixels than their bridge would add are left out then.
 
     Returns:
         Kx2 int64, one closed outline.
@@ -148,7 +150,10 @@ def join_outlines(outlines: Sequence[np.ndarray]) -> np.ndarray:
     owners = np.repeat(np.arange(len(paths)), [len(path) for path in paths])
     points = np.concatenate(paths)
     bridges = _shortest_bridges(points, owners)
-    return _without_needless(points[_walk(bridges, owners)])
+    first = 0
+    if mask is not None:
+        first, bridges = _worthwhile_bridges(bridges, points, owners, mask)
+    return _without_needless(points[_walk(bridges, owners, first)])
 
 
 def _every_point(outline: np.ndarray) -> np.ndarray:
@@ -206,7 +211,44 @@ def _group_of(group: list[int], item: int) -> int:
     return item
 
 
-def _walk(bridges: Sequence[tuple[int, int]], owners: np.ndarray) -> list[int]:
+def _worthwhile_bridges(
+    bridges: Sequence[tuple[int, int]], points: np.ndarray, owners: np.ndarray, mask: np.ndarray
+) -> tuple[int, list[tuple[int, int]]]:
+    """Choose the outline to start from, and the bridges that bring more pixels of the mask than they add to it."""
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=8
+    )
+    # The outline of a hole lies on the part around it, whose pixels count for the outer one, which comes first.
+    starts = points[np.searchsorted(owners, np.arange(owners[-1] + 1))]
+    outlined, firsts = np.unique(_at(parts, starts), return_index=True)
+    pixels = np.zeros(owners[-1] + 1, dtype=np.int64)
+    pixels[firsts] = statistics[outlined, cv2.CC_STAT_AREA]
+    across: dict[int, list[tuple[int, tuple[int, int]]]] = defaultdict(list)
+    for bridge in bridges:
+        one, other = (int(owners[point]) for point in bridge)
+        across[one].append((other, bridge))
+        across[other].append((one, bridge))
+    root = int(np.argmax(pixels))
+    order = [(root, -1, (0, 0))]  # outline, that from which it is reached, over which bridge
+    for outline, parent, _ in order:
+        order += [(other, outline, bridge) for other, bridge in across[outline] if other != parent]
+    kept = []
+    for outline, parent, bridge in order[:0:-1]:
+        start, end = points[list(bridge)]
+        between = np.rint(np.linspace(start, end, np.abs(end - start).max() + 1)).astype(np.int64)
+        gain = pixels[outline] - (_at(mask, between) == 0).sum()
+        if gain >= 0:
+            pixels[parent] += gain
+            kept.append(bridge)
+    return root, kept
+
+
+def _at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    found: np.ndarray = image[points[:, 1], points[:, 0]]
+    return found
+
+
+def _walk(bridges: Sequence[tuple[int, int]], owners: np.ndarray, first: int) -> list[int]:
     """Return the numbers of points on the way around all outlines, over each bridge there and back."""
     across: dict[int, list[int]] = defaultdict(list)
     for one, other in bridges:
@@ -215,12 +257,12 @@ def _walk(bridges: Sequence[tuple[int, int]], owners: np.ndarray) -> list[int]:
     starts = np.searchsorted(owners, np.arange(owners[-1] + 2)).tolist()
 
     def around(entry: int) -> Iterator[int]:
-        first, end = starts[owners[entry]], starts[owners[entry] + 1]
-        return itertools.chain(range(entry, end), range(first, entry + 1))
+        start, end = starts[owners[entry]], starts[owners[entry] + 1]
+        return itertools.chain(range(entry, end), range(start, entry + 1))
 
     way: list[int] = []
-    been = {int(owners[0])}
-    todo = [around(0)]
+    been = {first}
+    todo = [around(starts[first])]
     while todo:
         for point in todo[-1]:
             way.append(point)

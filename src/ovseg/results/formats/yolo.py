@@ -31,7 +31,7 @@ class YoloSegmentation(Writer):
         lines = []
         for item in objects_of(result):
             outlines = [outline for ring, holes in mask_contours(item.mask) for outline in (ring, *holes)]
-            corners = join_outlines(outlines)
+            corners = join_outlines(outlines, item.mask)
             corners = corners if len(corners) >= 3 else np.resize(corners, (3, 2))
             # Some tools round down and some to nearest: a quarter more gives both the pixel back.
             shares = (corners + 0.25) / (width, height)
