@@ -36,6 +36,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
         x[:, :1].expand([-1, 5, -1, -1]),
         x[:1].expand([batch(x) + 1, 3, -1, 6]),
         x[:, :1].expand_as(x),
+        x[:1].expand_as(x),
         x[0].unsqueeze(0).expand([batch(x), -1, -1, -1]),
     ],
     "tile": lambda x: [x.tile([2, 1]), x.tile([1, 2, 1, 1, 3]), x.tile([batch(x), 1, 1, 1])],
