@@ -49,9 +49,6 @@ THRESHOLDS = (0.05, 0.5)
 COORDINATE, SCORE, IOU = 0.05, 1e-4, 0.999
 
 
-# One pixel of a mask of less than 1,000 is more than the limit of IoU, and rounding in the networks moves one now and
-# then: its value is within 1e-6 of the threshold, whether our sums are of 32 or of 64 bits. A larger picture has larger
-# masks in the R-CNNs, whose masks are of one size until they are pasted, and more small ones in the others.
 @dataclass(frozen=True)
 class Size:
     """How large the pictures are: drawings, in times of `TEST_SIZES`, and the long side of photographs."""
@@ -60,6 +57,9 @@ class Size:
     photograph: int
 
 
+# One pixel of a mask of less than 1,000 is more than the limit of IoU, and rounding in the networks moves one now and
+# then: its value is within 1e-6 of the threshold, whether our sums are of 32 or of 64 bits. A larger picture has larger
+# masks in the R-CNNs, whose masks are of one size until they are pasted, and more small ones in the others.
 HALF, WHOLE = Size(2.5, 800), Size(4.0, 1280)  # of a megapixel
 SIZES = {"mask_rcnn": WHOLE, "cascade_mask_rcnn": WHOLE}
 
