@@ -14,6 +14,7 @@ from ovseg.stages.masks import (
     paste_into_boxes,
     resize_masks,
     upsample_masks,
+    upsampled_logits,
 )
 
 
@@ -43,6 +44,22 @@ def test_upsample_masks_is_two_resizes_with_a_crop_between(height: int, width: i
         certain = np.abs(full) > 1e-4
         assert certain.mean() > 0.99
         assert np.array_equal(mask[certain], (full > 0)[certain])
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 427), (37, 100), (1, 9), (900, 13)])
+@pytest.mark.parametrize(("size", "threshold"), [(512, 0.0), (512, 0.7), (448, 0.0)])
+def test_what_is_left_out_has_no_pixel_of_the_mask(height: int, width: int, size: int, threshold: float) -> None:
+    low = np.full((12, 128, 128), -3.0, np.float32)
+    rng = np.random.default_rng(height)
+    for logits in low[1:]:
+        row, column = rng.integers(0, 120, 2)
+        logits[row : row + rng.integers(1, 40), column : column + rng.integers(1, 40)] = rng.uniform(0.1, 90)
+    low[-1, -1, -1] = 5.0
+    whole = [logits.copy() > threshold for logits in upsampled_logits(low, size, height, width)]
+    parts = [logits.shape for logits in upsampled_logits(low, size, height, width, above=threshold)]
+    masks = upsample_masks(low, size, height, width, threshold=threshold, out=np.ones((12, height, width), bool))
+    assert np.array_equal(masks, whole) and any(mask.any() for mask in whole)
+    assert min(rows * columns for rows, columns in parts) < 0.5 * height * width or min(height, width) < 20
 
 
 def test_upsample_masks_writes_to_out() -> None:

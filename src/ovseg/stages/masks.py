@@ -36,7 +36,13 @@ _scratch = _Scratch()
 
 
 def upsampled_logits(
-    low_res_masks: np.ndarray, size: int, height: int, width: int, *, scratch: _Scratch | None = None
+    low_res_masks: np.ndarray,
+    size: int,
+    height: int,
+    width: int,
+    *,
+    above: float = -math.inf,
+    scratch: _Scratch | None = None,
 ) -> Iterator[np.ndarray]:
     """Resize SAM's low-resolution logits to the image, one mask at a time.
 
@@ -48,30 +54,44 @@ def upsampled_logits(
         size: side of the network's input frame, in pixels.
         height: height of the image, in pixels.
         width: width of the image, in pixels.
+        above: rows at the bottom and columns at the right without a logit greater than this are left out.
         scratch: where buffers come from, by one caller at a time; None for fresh ones.
 
     Yields:
-        HxW float32 logits, in one buffer that the next mask overwrites.
+        HxW float32 logits, or their upper left part, in one buffer that the next mask overwrites.
     """
-    _, low_height, low_width = low_res_masks.shape
-    cropped_height, cropped_width = long_side_shape(height, width, size)
-    frame_height, frame_width = size, size
-    if low_height == low_width and size % low_width == 0:
-        # A whole factor lets us leave out the padding before the first resize rather than after it. One more
-        # row and column than needed keeps every pixel that is left the same.
-        factor = size // low_width
-        low_height = min(low_height, -(-cropped_height // factor) + 1)
-        low_width = min(low_width, -(-cropped_width // factor) + 1)
-        frame_height, frame_width = low_height * factor, low_width * factor
     # One buffer for all masks: fresh memory for each costs more than the arithmetic.
     scratch = _Scratch() if scratch is None else scratch
-    frame = scratch.array("frame", frame_height, frame_width)
-    logits = scratch.array("logits", height, width)
-    for low in low_res_masks[:, :low_height, :low_width]:
-        cv2.resize(low, (frame_width, frame_height), dst=frame, interpolation=cv2.INTER_LINEAR)
-        cropped = frame[:cropped_height, :cropped_width]
-        cv2.resize(cropped, (width, height), dst=logits, interpolation=cv2.INTER_LINEAR)
-        yield logits
+    cropped = long_side_shape(height, width, size)
+    for low in low_res_masks:
+        reached = low.shape if above == -math.inf else _extent(low > above)
+        (rows, down, tall), (columns, across, wide) = (
+            _reach(*of) for of in zip(reached, low.shape, (size, size), cropped, (height, width), strict=True)
+        )
+        # Scales and not sizes say what a part is resized to, so that its pixels are those of the whole.
+        factors = {"fy": size / low.shape[0], "fx": size / low.shape[1]}
+        frame = scratch.array("frame", *(round(n * f) for n, f in zip((rows, columns), factors.values(), strict=True)))
+        frame = cv2.resize(low[:rows, :columns], None, dst=frame, interpolation=cv2.INTER_LINEAR, **factors)
+        factors = {"fy": height / cropped[0], "fx": width / cropped[1]}
+        logits = scratch.array("logits", tall, wide)
+        yield cv2.resize(frame[:down, :across], None, dst=logits, interpolation=cv2.INTER_LINEAR, **factors)
+
+
+def _extent(mask: np.ndarray) -> tuple[int, int]:
+    """Rows and columns from the first to the last that has a pixel of a mask."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return (int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else (0, 0)
+
+
+def _reach(reached: int, low: int, size: int, cropped: int, full: int) -> tuple[int, int, int]:
+    """How much of an axis is needed to resize the first `reached` of the logits, and all that they have a share in.
+
+    Returns:
+        Numbers of logits, of pixels of the frame and of pixels of the image.
+    """
+    # Half a logit and half a pixel would do; the whole ones leave room for rounding.
+    frame = min(cropped, math.ceil((reached + 1) * size / low + cropped / full))
+    return min(low, math.ceil(frame * low / size) + 1), frame, round(frame * (full / cropped))
 
 
 def upsample_masks(
@@ -99,9 +119,11 @@ def upsample_masks(
         NxHxW int8 of 0 and 1.
     """
     masks = np.empty((len(low_res_masks), height, width), dtype=bool) if out is None else out
-    upsampled = upsampled_logits(low_res_masks, size, height, width, scratch=_scratch)
+    upsampled = upsampled_logits(low_res_masks, size, height, width, above=threshold, scratch=_scratch)
     for logits, mask in zip(upsampled, masks, strict=True):
-        np.greater(logits, threshold, out=mask)
+        rows, columns = logits.shape
+        np.greater(logits, threshold, out=mask[:rows, :columns])
+        mask[rows:] = mask[:rows, columns:] = False
     return masks.view(np.int8)
 
 
