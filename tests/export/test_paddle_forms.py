@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("paddle", reason='needs the export extra: pip install "ovseg[export]"')
 pytestmark = pytest.mark.export
 
-from ovseg_export import shitu_tiny  # noqa: E402
+from ovseg_export import maskseg_tiny, shitu_tiny  # noqa: E402
 from ovseg_export.convert import convert  # noqa: E402
 from ovseg_export.paddle_forms import FORMS, recovered  # noqa: E402
 from paddle.static import InputSpec  # noqa: E402
@@ -56,10 +56,11 @@ def test_the_detector_has_the_shipped_weights(tmp_path: Path) -> None:
 
 
 def test_the_segmenter_has_the_shipped_weights(tmp_path: Path) -> None:
-    picture = cv2.resize(cv2.imread(str(Path(__file__).parents[1] / "data" / "instances" / "000.jpg")), (320, 320))
+    size = maskseg_tiny.SIZE
+    picture = cv2.resize(cv2.imread(str(Path(__file__).parents[1] / "data" / "instances" / "000.jpg")), (size, size))
     image = (picture[:, :, ::-1] / np.float32(255) - shitu_tiny.MEAN) / np.float32(shitu_tiny.STD)
     feeds = {
-        "im_shape": np.full((1, 2), 320, np.float32),
+        "im_shape": np.full((1, 2), size, np.float32),
         "image": image.transpose(2, 0, 1)[None].astype(np.float32),
         "scale_factor": np.ones((1, 2), np.float32),
     }

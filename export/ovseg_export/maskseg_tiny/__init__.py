@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ovseg_export.builders.configs import COCO_LABELS
 
-SIZE = 320  # side of the input, pixels
+SIZE = 288  # side of the input, pixels
 STRIDES = (16, 32)  # of the cells that answer for objects
 WIDTH = 96  # channels of the pyramid
 TOWER = 2  # convolutions before each output
