@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import psutil
 
+from ovseg.zoo import bundled_dir
+
 WARM_UP = 200
 GROWTH_MB = 50
 
@@ -35,7 +37,7 @@ def folder_of(count: int, folder: Path) -> list[Path]:
 def main() -> int:
     """Print the figures; return 1 if something is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model-dir", required=True, help="Model folder of instance segmentation.")
+    parser.add_argument("--model-dir", default=str(bundled_dir("MaskSeg-tiny")), help="Model folder.")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch-size", default="8")
     options = parser.parse_args()
