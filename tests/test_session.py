@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ovseg.device import CPU, CUDA, resolve_device
 from ovseg.errors import ConfigError, DeviceUnavailable, ModelError
-from ovseg.session import RunError, Session, TensorInfo, check_fixed
+from ovseg.runtime import usable_cpus
+from ovseg.session import RunError, Session, TensorInfo, check_fixed, runs_at_once
 
 HAS_CUDA = CUDA in onnxruntime.get_available_providers()
 CPU_BUILD = pytest.mark.skipif(HAS_CUDA, reason="holds for the CPU build of ONNX Runtime")
@@ -226,6 +228,25 @@ def test_one_session_serves_many_threads(linear):
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(32)))
+
+
+def test_no_caller_waits_while_another_runs_again_and_again(linear):
+    cpus = usable_cpus()
+    session = Session(linear, "cpu", threads=cpus)
+    x = np.ones((5_000, 4), np.float32)
+    end = time.perf_counter() + 1
+
+    def work(_: int) -> int:
+        runs = 0
+        while time.perf_counter() < end:
+            session.run({"x": x})
+            runs += 1
+        return runs
+
+    callers = 2 * runs_at_once(cpus, cpus)
+    with ThreadPoolExecutor(callers) as pool:
+        runs = list(pool.map(work, range(callers)))
+    assert min(runs) > 0.02 * max(runs)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc and sets the affinity")
