@@ -357,7 +357,7 @@ class _Turns:
     """Lets so many callers in at the same time, or all if 0; others wait.
 
     Locks, as a semaphore of Python's lets the caller that has just left in again before those who wait: of two
-    that run a small model in a loop, one got a thousandth of the turns.
+    that ran a small model for a second, one got a single turn.
     """
 
     def __init__(self, at_once: int) -> None:
