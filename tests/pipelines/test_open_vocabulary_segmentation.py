@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from ovseg.pipelines.sam import SamModel
 from ovseg.session import Session
 from ovseg.stages.masks import RleMasks
 from ovseg.stages.prompts import Prompt
+from ovseg.zoo import bundled_dir
 
 BOXES = [[20, 10, 120, 90.5], [100, 60, 159, 119]]
 POINTS = [[80, 60], [40, 30]]
@@ -383,6 +385,23 @@ def test_crops_find_what_is_small(make: Make, pixels: np.ndarray) -> None:
 def test_settings_of_everything_are_checked(make: Make, pixels: np.ndarray, settings: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make().segment_everything(pixels, **settings)
+
+
+def test_a_model_has_settings_of_everything_of_its_own(tmp_path: Path, pixels: np.ndarray) -> None:
+    folder = tmp_path / "SAM-tiny"
+    shutil.copytree(bundled_dir("SAM-tiny"), folder)
+    pipeline = create_pipeline("open_vocabulary_segmentation", model_dir=folder, device="cpu")
+    own = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.8}
+    for given in ({}, {"pred_iou_thresh": 0.9}, {"pred_iou_thresh": None}):
+        used = pipeline.segment_everything(pixels, 1, **given)["prompts"]["everything"]
+        wanted = own | {name: value for name, value in given.items() if value is not None}
+        assert {name: used[name] for name in own} == wanted and used["box_nms_thresh"] == 0.7
+    described = yaml.safe_load((folder / "model.yaml").read_text("utf-8"))
+    for wrong in ({"pred_iou_thresh": 2}, {"grid": 1}, [1]):
+        described["postprocess"]["everything"] = wrong
+        (folder / "model.yaml").write_text(yaml.safe_dump(described), "utf-8")
+        with pytest.raises(ModelError, match=r"model.yaml of SAM-tiny has the postprocess.everything"):
+            create_pipeline("open_vocabulary_segmentation", model_dir=folder).segment_everything(pixels, 1)
 
 
 def test_everything_needs_points(make: Make, pixels: np.ndarray) -> None:

@@ -139,6 +139,14 @@ def test_yolo_coordinates_are_the_same_rounded_down_and_to_nearest(tmp_path: Pat
     assert sorted(np.floor(corners).tolist()) == [[0, 0], [0, 9], [12, 0], [12, 9]]
 
 
+def test_yolo_warns_of_a_mask_that_no_polygon_has(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    apart = np.zeros((HEIGHT, WIDTH), np.int8)
+    apart[:, :3] = apart[:, -3:] = 1
+    write("yolo", tmp_path, prompted([MASKS["disc"], apart], "a.png"))
+    (message,) = caplog.messages
+    assert message.startswith("a.png: object 1 is in parts far from each other") and "an IoU of 0.81" in message
+
+
 def test_yolo_names_classes_in_order(tmp_path: Path) -> None:
     write("yolo", tmp_path, instances("x/a.jpg"), instances("y/a.jpg"))
     lines = (tmp_path / "labels" / "a.txt").read_text("utf-8").splitlines()

@@ -33,6 +33,7 @@ NAME = "SAM-tiny"
 OUTPUTS = ("low_res_masks", "iou_predictions", "multi_masks", "multi_iou_predictions")
 LOW = SIZE // 4  # side of a low-resolution mask
 TOLERANCE = 1e-3  # of mask logits
+EVERYTHING = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.8}  # it is less sure of itself than large models
 
 
 def load_network(weights: Path) -> SamTiny:
@@ -160,6 +161,7 @@ def ship(weights: Path, out: Path) -> dict[str, float]:
         "files": files,
         "preprocess": {"type": "SAMProcessor", "size": SIZE, "mean": list(MEAN), "std": list(STD)},
         "prompts": ["box", "point"],
+        "postprocess": {"everything": EVERYTHING},
         "labels": [],
         "opset": 17,
         "licence": "Apache-2.0",

@@ -42,8 +42,12 @@ EVERYTHING = typer.Option(False, "--everything", help="Segment everything, witho
 LIKE = typer.Option(None, "--like", help="Segment what looks like this picture, or like a box of the image itself.")
 TOP = typer.Option(None, "--top", help="With --like: so many masks at most.")
 POINTS_PER_SIDE = typer.Option(None, "--points-per-side", help="Everything: the grid has the square of it; 32.")
-PRED_IOU_THRESH = typer.Option(None, "--pred-iou-thresh", help="Everything: least predicted IoU; 0.88.")
-STABILITY = typer.Option(None, "--stability-score-thresh", help="Everything: least stability; 0.95.")
+PRED_IOU_THRESH = typer.Option(
+    None, "--pred-iou-thresh", help="Everything: least predicted IoU; the model's own, or 0.88."
+)
+STABILITY = typer.Option(
+    None, "--stability-score-thresh", help="Everything: least stability; the model's own, or 0.95."
+)
 BOX_NMS_THRESH = typer.Option(None, "--box-nms-thresh", help="Everything: IoU of boxes that are the same; 0.7.")
 CROPS = typer.Option(None, "--crops", help="Everything: layers of crops to look at as well; 0.")
 MIN_AREA = typer.Option(None, "--min-area", help="Everything: smaller holes and parts go, in pixels; 0.")

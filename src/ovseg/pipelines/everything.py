@@ -11,7 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError
+from ..runtime import one_line
 from ..stages.masks import RleMasks, decode_rle, encode_rle, upsampled_logits
 from ..stages.prompts import parse_points
 from ..stages.regions import (
@@ -31,7 +32,7 @@ def _option(default: Any, low: float, high: float = math.inf, *, whole: bool = F
 
 @dataclass(frozen=True)
 class Everything:
-    """Settings of everything mode; the defaults are those of the original SAM.
+    """Settings of everything mode; the defaults are those of the original SAM, before those of the model itself.
 
     Attributes:
         points_per_side: the grid has the square of it.
@@ -81,6 +82,22 @@ def everything_settings(given: Mapping[str, Any]) -> Everything:
         if name not in known:
             raise ConfigError(f"Everything mode has no setting {name!r}.", f"It has {', '.join(known)}.")
     return Everything(**given)
+
+
+def own_settings(model: SamModel) -> Mapping[str, Any]:
+    """Return the settings that a model folder has of its own.
+
+    Raises:
+        ModelError: one that is not known or has no such value.
+    """
+    try:
+        everything_settings(model.everything)
+    except (ConfigError, TypeError) as error:
+        raise ModelError(
+            f"The model.yaml of {model.name} has the postprocess.everything {model.everything!r}: {one_line(error)}",
+            "Correct it, or export the model again.",
+        ) from error
+    return model.everything
 
 
 @dataclass(frozen=True, eq=False)

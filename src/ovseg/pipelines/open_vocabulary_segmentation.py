@@ -32,7 +32,7 @@ from ..zoo import ModelFolder
 from .base import OnError, Pipeline, origin
 from .config import find_folder, overridden, whole_number
 from .embedder import Embedder
-from .everything import Region, everything_settings, find_everything, region_info, region_masks
+from .everything import Region, everything_settings, find_everything, own_settings, region_info, region_masks
 from .like import SETTINGS, rank_like
 from .onnx_pair import open_pair
 from .sam import Embedding, SamModel
@@ -284,8 +284,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         rank: Callable[[Image, list[Region]], list[tuple[Region, float]]] | None = None,
     ) -> Callable[[Image], OpenVocabularySegmentationResult]:
         """Check the settings and return what segments everything in an image, and sorts it by `rank`."""
-        wanted = everything_settings(settings)
         model = self._model("point", self._device(device))
+        wanted = everything_settings({**own_settings(model), **settings})
         model.check_prompts(parse_points([[0, 0]]))
         chosen = check_mask_format("rle" if mask_format is None else mask_format)
 
@@ -315,8 +315,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         self,
         image: Any,
         points_per_side: int = 32,
-        pred_iou_thresh: float = 0.88,
-        stability_score_thresh: float = 0.95,
+        pred_iou_thresh: float | None = None,
+        stability_score_thresh: float | None = None,
         box_nms_thresh: float = 0.7,
         crops: int = 0,
         min_area: int = 0,
@@ -334,8 +334,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         Args:
             image: path, URL or BGR uint8 array HxWx3: exactly one image.
             points_per_side: the grid has the square of it.
-            pred_iou_thresh: see `Everything`, as for the others.
-            stability_score_thresh: 0 to 1.
+            pred_iou_thresh: see `Everything`, as for the others; None is the model's own, or else 0.88.
+            stability_score_thresh: 0 to 1; None is the model's own, or else 0.95.
             box_nms_thresh: 0 to 1.
             crops: layers of crops.
             min_area: pixels.
@@ -356,7 +356,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             "crops": crops,
             "min_area": min_area,
         }
-        return self._everything(device, mask_format, settings)(self._read_one(image))
+        given = {name: value for name, value in settings.items() if value is not None}
+        return self._everything(device, mask_format, given)(self._read_one(image))
 
     def find_like(
         self,

@@ -85,6 +85,7 @@ class SamModel:
     Attributes:
         prompt_types: those of "box" and "point" that the decoder takes.
         size: long side of the image that the encoder sees, in pixels.
+        everything: settings of everything mode that suit the model, `postprocess.everything` of its `model.yaml`.
 
     Raises:
         ModelError: if the graphs or the preprocessing are not those of the family.
@@ -93,6 +94,7 @@ class SamModel:
 
     def __init__(self, folder: ModelFolder, device: Device, *, batch: int, session_options: Mapping[str, Any]) -> None:
         self.name = folder.name
+        self.everything: Mapping[str, Any] = folder.facts.get("postprocess", {}).get("everything", {})
         self._encoder = Session(folder.files["encoder"], device, **session_options)
         if len(self._encoder.inputs) != 1:
             raise ModelError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
+import cv2
 import numpy as np
 import yaml
 
@@ -12,13 +14,15 @@ from ..base import Result
 from ..saving import atomic_write
 from .base import Classes, Writer, image_size, objects_of
 
+logger = logging.getLogger("ovseg")
+
 
 class YoloSegmentation(Writer):
     """`class x1 y1 x2 y2 ...` on one line for each object, as parts of width and height.
 
     The format has one polygon for each object: holes and further parts are joined to it by bridges of no width,
-    which tools that draw with OpenCV draw one pixel wide. Objects of fewer than three corners are single pixels or
-    lines; their corners are repeated.
+    which tools that draw with OpenCV draw one pixel wide. Where that costs an object more than a hundredth of its
+    IoU, a warning says so. Objects of fewer than three corners are single pixels or lines; their corners are repeated.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -29,9 +33,17 @@ class YoloSegmentation(Writer):
         """Write the file of one image."""
         height, width = image_size(result)
         lines = []
-        for item in objects_of(result):
+        for number, item in enumerate(objects_of(result)):
             outlines = [outline for ring, holes in mask_contours(item.mask) for outline in (ring, *holes)]
             corners = join_outlines(outlines, item.mask)
+            if (iou := _drawn_iou(corners, item.mask)) < 0.99:
+                logger.warning(
+                    "%s: object %d is in parts far from each other, and YOLO's one polygon for them has an IoU of %.3f "
+                    "with the mask. Formats like coco keep it whole.",
+                    result.input_name,
+                    number,
+                    iou,
+                )
             corners = corners if len(corners) >= 3 else np.resize(corners, (3, 2))
             # Some tools round down and some to nearest: a quarter more gives both the pixel back.
             shares = (corners + 0.25) / (width, height)
@@ -45,3 +57,9 @@ class YoloSegmentation(Writer):
         with atomic_write(self.folder / "data.yaml") as file:
             data = {"train": "images", "val": "images", "nc": len(names), "names": names}
             file.write(yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode())
+
+
+def _drawn_iou(corners: np.ndarray, mask: np.ndarray) -> float:
+    """IoU of a mask with its polygon as OpenCV draws it."""
+    drawn = cv2.fillPoly(np.zeros(mask.shape, np.uint8), [corners.astype(np.int32)], 1) > 0
+    return np.count_nonzero(drawn & (mask > 0)) / np.count_nonzero(drawn | (mask > 0))
