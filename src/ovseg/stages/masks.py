@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import cv2
 import numpy as np
@@ -64,34 +64,52 @@ def upsampled_logits(
     scratch = _Scratch() if scratch is None else scratch
     cropped = long_side_shape(height, width, size)
     for low in low_res_masks:
-        reached = low.shape if above == -math.inf else _extent(low > above)
-        (rows, down, tall), (columns, across, wide) = (
-            _reach(*of) for of in zip(reached, low.shape, (size, size), cropped, (height, width), strict=True)
-        )
+        rows, columns = low.shape if above == -math.inf else _extent(low > above)
+        y = _reach(rows, low.shape[0], size, cropped[0], height)
+        x = _reach(columns, low.shape[1], size, cropped[1], width)
         # Scales and not sizes say what a part is resized to, so that its pixels are those of the whole.
-        factors = {"fy": size / low.shape[0], "fx": size / low.shape[1]}
-        frame = scratch.array("frame", *(round(n * f) for n, f in zip((rows, columns), factors.values(), strict=True)))
-        frame = cv2.resize(low[:rows, :columns], None, dst=frame, interpolation=cv2.INTER_LINEAR, **factors)
-        factors = {"fy": height / cropped[0], "fx": width / cropped[1]}
-        logits = scratch.array("logits", tall, wide)
-        yield cv2.resize(frame[:down, :across], None, dst=logits, interpolation=cv2.INTER_LINEAR, **factors)
+        frame = cv2.resize(
+            low[: y.logits, : x.logits],
+            None,
+            dst=scratch.array("frame", y.frame, x.frame),
+            fx=x.to_frame,
+            fy=y.to_frame,
+            interpolation=cv2.INTER_LINEAR,
+        )
+        yield cv2.resize(
+            frame[: y.cropped, : x.cropped],
+            None,
+            dst=scratch.array("logits", y.image, x.image),
+            fx=x.to_image,
+            fy=y.to_image,
+            interpolation=cv2.INTER_LINEAR,
+        )
 
 
 def _extent(mask: np.ndarray) -> tuple[int, int]:
-    """Rows and columns from the first to the last that has a pixel of a mask."""
+    """Rows and columns up to the last that has a pixel of a mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return (int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else (0, 0)
 
 
-def _reach(reached: int, low: int, size: int, cropped: int, full: int) -> tuple[int, int, int]:
-    """How much of an axis is needed to resize the first `reached` of the logits, and all that they have a share in.
+class _Reach(NamedTuple):
+    """How much of an axis is resized: numbers of logits, of the frame's pixels made and kept, and of the image's."""
 
-    Returns:
-        Numbers of logits, of pixels of the frame and of pixels of the image.
-    """
-    # Half a logit and half a pixel would do; the whole ones leave room for rounding.
-    frame = min(cropped, math.ceil((reached + 1) * size / low + cropped / full))
-    return min(low, math.ceil(frame * low / size) + 1), frame, round(frame * (full / cropped))
+    logits: int
+    frame: int
+    cropped: int
+    image: int
+    to_frame: float
+    to_image: float
+
+
+def _reach(reached: int, low: int, size: int, cropped: int, full: int) -> _Reach:
+    """What the first `reached` of an axis' logits have a share in, and what it takes to resize that."""
+    to_frame, to_image = size / low, full / cropped
+    # Half a logit and half a pixel would do; whole ones leave room for rounding.
+    kept = min(cropped, math.ceil((reached + 1) * to_frame + cropped / full))
+    logits = min(low, math.ceil(kept / to_frame) + 1)
+    return _Reach(logits, round(logits * to_frame), kept, round(kept * to_image), to_frame, to_image)
 
 
 def upsample_masks(
