@@ -98,14 +98,20 @@ def test_refusal_names_every_operator(save_paddle: Callable[..., Any], tmp_path:
     assert "svd ×1" in caught.value.cause
 
 
-def test_refusal_of_a_use_says_why(save_paddle: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        (lambda paddle, x: paddle.nn.functional.adaptive_avg_pool2d(x, 5), r"pool2d ×1 \(it is adaptive, and the size"),
+        (lambda paddle, x: paddle.gather_nd(x, paddle.zeros([2, 0], "int64")), r"gather_nd ×1 \(its index is empty"),
+    ],
+)
+def test_refusal_of_a_use_says_why(
+    use: Callable[..., Any], reason: str, save_paddle: Callable[..., Any], tmp_path: Path
+) -> None:
     import paddle
 
-    def function(x: Any) -> Any:
-        return paddle.nn.functional.adaptive_avg_pool2d(x, 5)
-
-    save_paddle(function, [((-1, 3, -1, -1), "float32")])
-    with pytest.raises(UnsupportedOperators, match=r"pool2d ×1 \(it is adaptive, and the size"):
+    save_paddle(lambda x: use(paddle, x), [((-1, 3, -1, -1), "float32")])
+    with pytest.raises(UnsupportedOperators, match=reason):
         convert(tmp_path)
 
 

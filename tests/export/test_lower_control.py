@@ -140,6 +140,7 @@ def selections(x: Any, i: Any) -> Any:
         paddle.gather(x, i[:2], axis=1),
         paddle.gather(x, rows),
         paddle.gather_nd(x, pairs),
+        paddle.gather_nd(x, rows),
         paddle.index_select(x, i, 0),
         paddle.index_sample(x, paddle.zeros_like(x).astype("int64")),
         paddle.scatter(x, i, x[:3] * 2),

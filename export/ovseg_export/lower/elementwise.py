@@ -125,7 +125,7 @@ def clip(g: Graph, op: Op) -> str:
     """Limits come as one-element tensors."""
     dtype = op.outputs[0].dtype
     limits = []
-    for value in op.inputs[1:3]:
+    for value in op.inputs[1:]:
         number = g.number(value)
         if number is not None and not is_float(dtype):
             number = min(max(number, float(np.iinfo(dtype).min)), float(np.iinfo(dtype).max))
