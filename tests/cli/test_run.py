@@ -284,6 +284,15 @@ def test_instances_in_batches_with_thresholds_by_class(run_instances: Run, tmp_p
     assert [[box["label"] for box in result["boxes"]] for result in results] == [["traffic light", "person"]] * 3
 
 
+@pytest.mark.parametrize("what_is_saved", [(), ("--format", "coco"), ("--format", "geojson")])
+def test_a_file_name_that_is_not_utf8(run_instances: Run, tmp_path: Path, what_is_saved: tuple[str, ...]) -> None:
+    name = os.fsdecode(b"\xff.png")
+    (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes())
+    done = run_instances("--input", name, "--input", "0.png", "--json", "-o", "out", *what_is_saved)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["input_path"] for line in done.stdout.splitlines()] == [name, "0.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

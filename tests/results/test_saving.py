@@ -42,6 +42,13 @@ def test_write_json_takes_other_arrays_and_numbers() -> None:
     }
 
 
+def test_write_json_escapes_a_file_name_that_is_not_utf8() -> None:
+    data, file = {"input_path": "caf\u00e9\udcff.jpg", "masks": [np.ones((1, 2), np.int8)]}, io.BytesIO()
+    write_json(file, data)
+    assert b"caf\xc3\xa9\\udcff" in file.getvalue()
+    assert json.loads(file.getvalue()) == data | {"masks": [[[1, 1]]]}
+
+
 def test_write_json_refuses_what_json_refuses() -> None:
     with pytest.raises(TypeError, match="set is not JSON"):
         write_json(io.BytesIO(), {"a": {1}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -85,6 +86,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (0 success, 1 failure, 2 bad input, 130 Ctrl-C, 143 SIGTERM)."""
     import typer
 
+    for stream in (sys.stdout, sys.stderr):
+        # What a stream cannot encode, such as a file name that is not UTF-8, is escaped.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = with_dashes(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("OVSEG_DEBUG"))
     # `--debug` is understood anywhere on the line.

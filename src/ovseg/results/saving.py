@@ -68,14 +68,15 @@ def write_json(file: BinaryIO, data: Any, *, indent: int | None = 4, ensure_asci
         raise TypeError(f"{type(value).__name__} is not JSON")
 
     text = json.dumps(data, indent=indent, ensure_ascii=ensure_ascii, default=put_token)
-    parts = text.split(f'"{token}"')
-    file.write(parts[0].encode())
+    # Half of a surrogate pair, which stands for a byte of a file name that is not UTF-8, is escaped.
+    parts = [part.encode(errors="backslashreplace") for part in text.split(f'"{token}"')]
+    file.write(parts[0])
     for before, mask, after in zip(parts, masks, parts[1:], strict=False):
-        line = before[before.rfind("\n") + 1 :]
-        margin = line[: len(line) - len(line.lstrip(" "))]
+        line = before[before.rfind(b"\n") + 1 :]
+        margin = " " * (len(line) - len(line.lstrip(b" ")))
         for chunk in _nested_lists(mask, None if indent is None else " " * indent, margin):
             file.write(chunk)
-        file.write(after.encode())
+        file.write(after)
 
 
 def _is_mask(array: np.ndarray) -> bool:
