@@ -298,6 +298,7 @@ def test_a_file_name_that_is_not_utf8(run_instances: Run, tmp_path: Path, what_i
     [
         (["--threshold", "1.5"], "The threshold is 1.5"),
         (["--threshold", "half"], "--threshold 'half' cannot be read"),
+        (["--threshold", "[" * 10_000], "cannot be read"),
         (["--threshold", '{"cat": 0.5}'], "the class 'cat'"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--prompt", BOXES], "--prompt is not an option of instance_segmentation"),

@@ -32,7 +32,7 @@ def literal(option: str, text: str | None, error_class: type[OvsError], form: st
         return None
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
