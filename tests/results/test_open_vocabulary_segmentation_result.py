@@ -117,6 +117,14 @@ def test_a_picture_format_that_cannot_be_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["a.webp", "a.jpg", "a.gif", "a.xbm"])
+def test_a_picture_that_its_format_cannot_hold(tmp_path: Path, name: str) -> None:
+    result = OpenVocabularySegmentationResult({"masks": [], "mask_infos": []}, np.zeros((1, 70_000, 3), np.uint8))
+    with pytest.raises(SaveError, match=rf"{name} could not be written: 70000x1 pixels as") as raised:
+        result.save_to_img(tmp_path / name)
+    assert raised.value.cure == "Use .png." and not list(tmp_path.iterdir())
+
+
 def test_the_picture_shows_masks_and_prompts() -> None:
     result = make_result()
     picture = result.img["res"]

@@ -120,7 +120,14 @@ class Result(dict[str, Any], ABC):
         image_format = PIL.Image.registered_extensions().get(path.suffix.lower())
         if image_format is None or image_format not in PIL.Image.SAVE:
             raise SaveError(f"{path} could not be written: no such image format.", "Use .png or .jpg.")
-        self.draw().save(encoded, format=image_format, **({"quality": 90} if image_format == "JPEG" else {}))
+        picture = self.draw()
+        try:
+            picture.save(encoded, format=image_format, **({"quality": 90} if image_format == "JPEG" else {}))
+        except Exception as error:  # encoders raise anything on what they cannot hold: OSError, ValueError, ...
+            raise SaveError(
+                f"{path} could not be written: {picture.width}x{picture.height} pixels as {image_format} ({error}).",
+                "Use .png.",
+            ) from error
         with atomic_write(path) as file:
             file.write(encoded.getbuffer())
 
