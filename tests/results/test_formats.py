@@ -139,6 +139,15 @@ def test_yolo_coordinates_are_the_same_rounded_down_and_to_nearest(tmp_path: Pat
     assert sorted(np.floor(corners).tolist()) == [[0, 0], [0, 9], [12, 0], [12, 9]]
 
 
+def test_yolo_coordinates_are_those_of_the_image(tmp_path: Path) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), np.int8)
+    mask[4:9, 6:12] = mask[12:15, 20:23] = 1
+    write("yolo", tmp_path, prompted([mask], "a.png"))
+    numbers = (tmp_path / "labels" / "a.txt").read_text("utf-8").split()[1:]
+    corners = np.floor(np.array(numbers, np.float32).reshape(-1, 2) * (WIDTH, HEIGHT))
+    assert corners.min(axis=0).tolist() == [6, 4] and corners.max(axis=0).tolist() == [22, 14]
+
+
 def test_yolo_warns_of_a_mask_that_no_polygon_has(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     apart = np.zeros((HEIGHT, WIDTH), np.int8)
     apart[:, :3] = apart[:, -3:] = 1

@@ -34,9 +34,12 @@ class YoloSegmentation(Writer):
         height, width = image_size(result)
         lines = []
         for number, item in enumerate(objects_of(result)):
-            outlines = [outline for ring, holes in mask_contours(item.mask) for outline in (ring, *holes)]
-            corners = join_outlines(outlines, item.mask)
-            if (iou := _drawn_iou(corners, item.mask)) < 0.99:
+            # Nothing of the outline, bridges included, is outside of the mask's box.
+            x1, y1, x2, y2 = (int(side) for side in item.box)
+            mask = item.mask[y1:y2, x1:x2]
+            outlines = [outline for ring, holes in mask_contours(mask) for outline in (ring, *holes)]
+            corners = join_outlines(outlines, mask)
+            if (iou := _drawn_iou(corners, mask)) < 0.99:
                 logger.warning(
                     "%s: object %d is in parts far from each other, and YOLO's one polygon for them has an IoU of %.3f "
                     "with the mask. Formats like coco keep it whole.",
@@ -44,7 +47,7 @@ class YoloSegmentation(Writer):
                     number,
                     iou,
                 )
-            corners = corners if len(corners) >= 3 else np.resize(corners, (3, 2))
+            corners = (corners if len(corners) >= 3 else np.resize(corners, (3, 2))) + (x1, y1)
             # Some tools round down and some to nearest: a quarter more gives both the pixel back.
             shares = (corners + 0.25) / (width, height)
             lines.append(f"{self._classes.number(item.label)} " + " ".join(f"{v:.7g}" for v in shares.reshape(-1)))
