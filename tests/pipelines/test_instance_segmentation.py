@@ -79,7 +79,16 @@ def test_an_image_without_a_detection_in_a_batch_of_an_rcnn(make: Make, monkeypa
     assert results[0]["masks"][0][1:9, 1:9].all() and not results[2]["masks"][0].any()
 
 
-@pytest.mark.parametrize("facts", [7, {}, {"paste": "somehow", "threshold": 0}, {"paste": "resize", "threshold": "x"}])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        7,
+        {},
+        {"paste": "somehow", "threshold": 0},
+        {"paste": "resize", "threshold": "x"},
+        {"paste": [1], "threshold": 0},
+    ],
+)
 def test_a_wrong_way_to_paste(make: Make, tmp_path: Path, facts: Any) -> None:
     folder = write_folder(tmp_path / "x", "resized", postprocess={"masks": facts})
     with pytest.raises(ModelError, match=r"has the postprocess\.masks"):
@@ -105,6 +114,13 @@ def test_thresholds_by_class_and_their_order_of_precedence(make: Make, tmp_path:
     # What a call's mapping leaves out keeps the pipeline's threshold.
     assert scores(next(pipeline.predict(picture(255), threshold={"traffic light": 0.8}))) == [0.9]
     assert scores(next(pipeline.predict(picture(255), threshold={0: 0.5}))) == [0.9, 0.6, 0.3]
+
+
+@pytest.mark.parametrize("key", ["model_name", "model_dir"])
+def test_a_model_that_is_no_text(key: str) -> None:
+    config = {"pipeline_name": "instance_segmentation", "SubModules": {"InstanceSegmentation": {key: 3}}}
+    with pytest.raises(ConfigError, match=f"{key} is 3"):
+        create_pipeline(config, device="cpu")
 
 
 @pytest.mark.parametrize("threshold", [1.1, -0.5, "a", {"cat": 0.5}, {"person": 2}])

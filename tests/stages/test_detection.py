@@ -86,6 +86,7 @@ def test_floats_are_resized_where_the_model_normalises_first() -> None:
         ({"mean": [1, 2, float("nan")]}, "mean"),
         ({"std": [1, 0, 1]}, "std"),
         ({"interp": "bilinear"}, "interp 'bilinear'"),
+        ({"interp": ["linear"]}, "interp"),
         ({"pad_stride": 0}, "pad_stride 0"),
     ],
 )
@@ -98,6 +99,8 @@ def test_thresholds() -> None:
     assert parse_threshold(0.25, LABELS, 0.5).tolist() == [0.25] * 3
     assert parse_threshold({"dog": 1, 2: 0}, LABELS, 0.5).tolist() == [0.5, 1, 0]
     assert parse_threshold({"dog": 1}, LABELS, np.float32([0.25, 0.5, 0.75])).tolist() == [0.25, 1, 0.75]
+    assert parse_threshold({"1": 1, np.int64(2): 0}, LABELS, 0.5).tolist() == [0.5, 1, 0]
+    assert parse_threshold({"1": 1}, ["1", "0"], 0.5).tolist() == [1, 0.5]  # a label comes first
     thresholds = parse_threshold({"dog": 0.75, "kite": 0.25}, LABELS, 0.5)
     # A class beyond the labels is not hidden by a threshold: the pipeline has to see it and say so.
     assert class_thresholds(np.array([2, 1, 0, 7, -1]), thresholds).tolist() == [0.25, 0.75, 0.5, 0.25, 0.25]
@@ -111,7 +114,7 @@ def test_a_threshold_outside_of_0_to_1(value: Any) -> None:
         parse_threshold({"dog": value}, LABELS, 0.5)
 
 
-@pytest.mark.parametrize("name", ["cat", 3, -1, True, None])
+@pytest.mark.parametrize("name", ["cat", 3, -1, True, None, "3", "-1", "\u00b2", "9" * 5000])
 def test_a_threshold_of_an_unknown_class(name: Any) -> None:
     with pytest.raises(ConfigError, match="which the model does not know") as raised:
         parse_threshold({name: 0.5}, LABELS, 0.5)

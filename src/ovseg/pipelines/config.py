@@ -88,10 +88,14 @@ def find_folder(
         families: of the models that can be used.
 
     Raises:
+        ConfigError: if name or folder is no text.
         ModelError: if there is no such model, or it is of another family.
     """
     if model is None and model_dir is None:
         model, model_dir = settings.get("model_name", default), settings.get("model_dir")
+    for key, value in (("model_name", model), ("model_dir", model_dir)):
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise ConfigError(f"{key} is {value!r}.", "Give a text.")
     folder = find_model(model, None if model_dir is None else os.fspath(model_dir))
     if folder.family not in families:
         raise ModelError(

@@ -171,7 +171,11 @@ class Segmenter:
 def _pasting(folder: ModelFolder) -> tuple[str, float]:
     """Return what `model.yaml` says of the way from the graph's masks to the image, and their threshold."""
     facts: Any = folder.facts.get("postprocess", {}).get("masks", {"paste": "whole", "threshold": 0})
-    if not isinstance(facts, Mapping) or facts.get("paste") not in _PASTES or not is_number(facts.get("threshold")):
+    if (
+        not isinstance(facts, Mapping)
+        or str(facts.get("paste")) not in _PASTES
+        or not is_number(facts.get("threshold"))
+    ):
         raise ModelError(
             f"{folder.path / 'model.yaml'} has the postprocess.masks {facts!r}.",
             f"Give paste, one of {', '.join(_PASTES)}, and a threshold, or export the model again.",

@@ -71,7 +71,7 @@ def read_preprocessing(facts: Mapping[str, Any], where: str) -> Preprocessing:
         ModelError: naming the key that is missing or wrong.
     """
     interpolation = facts.get("interp", "linear")
-    if interpolation not in INTERPOLATIONS:
+    if str(interpolation) not in INTERPOLATIONS:
         raise ModelError(f"{where} has the interp {interpolation!r}.", f"Use one of {', '.join(INTERPOLATIONS)}.")
     height, width = _numbers(facts, "size", 2, where)
     stride = facts.get("pad_stride", 1)
@@ -152,7 +152,8 @@ def parse_threshold(
     """Return the least score of each class.
 
     Args:
-        threshold: one number for all classes, or a mapping of label or class number to number.
+        threshold: one number for all classes, or a mapping of label or class number to number; a number may be
+            a text, as in JSON, where no label is.
         labels: class names by number.
         others: for classes that the mapping leaves out: one number, or one for each label.
 
@@ -167,8 +168,9 @@ def parse_threshold(
     thresholds = np.array(np.broadcast_to(others, len(labels)), dtype=np.float32)
     for name, value in threshold.items():
         numbers = [i for i, label in enumerate(labels) if label == name]
-        if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(labels):
-            numbers = [name]
+        number = _class_number(name)
+        if not numbers and number is not None and 0 <= number < len(labels):
+            numbers = [number]
         if not numbers:
             shown = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
             raise ConfigError(
@@ -177,6 +179,13 @@ def parse_threshold(
             )
         thresholds[numbers] = _share(value, f"The threshold of {name!r}")
     return thresholds
+
+
+def _class_number(name: Any) -> int | None:
+    """Return the class number that a key of a threshold is; keys of JSON are texts."""
+    if isinstance(name, str):
+        return int(name) if name.isascii() and name.isdigit() and len(name) < 10 else None
+    return int(name) if isinstance(name, int | np.integer) and not isinstance(name, bool) else None
 
 
 def _share(value: Any, what: str) -> float:
