@@ -256,10 +256,10 @@ def run_instances(instance_folders: dict[str, Path], tmp_path: Path) -> Run:
     for i, value in enumerate((255, 250, 240)):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((40 + i // 2, 60, 3), value, np.uint8))
 
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [*OVS, "run", "instance_segmentation", "--device", "cpu"]
         command += ["--model-dir", str(instance_folders["batch"]), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, **options)
 
     return run
 
@@ -282,6 +282,15 @@ def test_instances_in_batches_with_thresholds_by_class(run_instances: Run, tmp_p
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert [result["input_path"] for result in results] == ["0.png", "1.png", "2.png"]
     assert [[box["label"] for box in result["boxes"]] for result in results] == [["traffic light", "person"]] * 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_on_a_terminal_of_any_encoding(run_instances: Run, tmp_path: Path, encoding: str) -> None:
+    name = "\u00fc \u732b \U0001f431.png"
+    (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes())
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = run_instances("--input", name, "--json", env=environment, encoding=encoding)
+    assert json.loads(done.stdout)["input_path"] == name
 
 
 @pytest.mark.parametrize("what_is_saved", [(), ("--format", "coco"), ("--format", "geojson")])

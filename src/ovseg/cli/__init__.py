@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import importlib
 import io
+import json
 import os
 import signal
 import sys
@@ -82,14 +84,20 @@ def _clean_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Escape what a stream cannot encode, such as a file name that is not UTF-8, so that JSON stays JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (0 success, 1 failure, 2 bad input, 130 Ctrl-C, 143 SIGTERM)."""
     import typer
 
+    codecs.register_error("ovseg.json", _escaped)
     for stream in (sys.stdout, sys.stderr):
-        # What a stream cannot encode, such as a file name that is not UTF-8, is escaped.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="ovseg.json")
     arguments = with_dashes(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("OVSEG_DEBUG"))
     # `--debug` is understood anywhere on the line.
