@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ovseg.device import CPU, CUDA, resolve_device
 from ovseg.errors import ConfigError, DeviceUnavailable, ModelError
 from ovseg.runtime import usable_cpus
-from ovseg.session import RunError, Session, TensorInfo, check_fixed, runs_at_once
+from ovseg.session import RunError, Session, TensorInfo, _Turns, check_fixed, runs_at_once
 
 HAS_CUDA = CUDA in onnxruntime.get_available_providers()
 CPU_BUILD = pytest.mark.skipif(HAS_CUDA, reason="holds for the CPU build of ONNX Runtime")
@@ -247,6 +249,43 @@ def test_no_caller_waits_while_another_runs_again_and_again(linear):
     with ThreadPoolExecutor(callers) as pool:
         runs = list(pool.map(work, range(callers)))
     assert min(runs) > 0.02 * max(runs)
+
+
+def test_a_turn_that_ends_goes_to_whoever_waits():
+    turns = _Turns(2)
+    long, short = turns.taken(), turns.taken()
+    long.__enter__()
+    short.__enter__()
+    ran = threading.Event()
+
+    def wait() -> None:
+        with turns.taken():
+            ran.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait)
+        assert not ran.wait(0.1)
+        short.__exit__(None, None, None)
+        in_time = ran.wait(5)
+        long.__exit__(None, None, None)
+        waiting.result()
+    assert in_time
+
+
+def test_as_many_at_once_as_there_are_turns_and_errors_give_theirs_back():
+    turns, inside, most = _Turns(3), [], []
+
+    def work(number: int) -> None:
+        with contextlib.suppress(ZeroDivisionError), turns.taken():
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.001)
+            inside.remove(number)
+            raise ZeroDivisionError
+
+    with ThreadPoolExecutor(9) as pool:
+        list(pool.map(work, range(90)))
+    assert len(most) == 90 and max(most) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc and sets the affinity")

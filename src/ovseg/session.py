@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 import threading
@@ -356,28 +355,33 @@ class _Replay:
 class _Turns:
     """Lets so many callers in at the same time, or all if 0; others wait.
 
-    Locks, as a semaphore of Python's lets the caller that has just left in again before those who wait: of two
-    that ran a small model for a second, one got a single turn.
+    The gate is open while a turn is free, and all who wait do so at the gate, so that whichever turn ends first lets
+    one of them in. Locks, as a semaphore of Python's lets the caller that has just left in again before those who wait:
+    of two that ran a small model for a second, one got a single turn.
     """
 
     def __init__(self, at_once: int) -> None:
-        self._locks = [threading.Lock() for _ in range(at_once)]
-        self._waiting = itertools.cycle(self._locks)
+        self._free = self._at_once = at_once
+        self._gate, self._counting = threading.Lock(), threading.Lock()
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
         """Wait for a turn, and give it back."""
-        if not self._locks:
+        if not self._at_once:
             yield
             return
-        lock = next((lock for lock in self._locks if lock.acquire(blocking=False)), None)
-        if lock is None:
-            lock = next(self._waiting)
-            lock.acquire()
+        self._gate.acquire()
+        with self._counting:
+            self._free -= 1
+            if self._free:
+                self._gate.release()
         try:
             yield
         finally:
-            lock.release()
+            with self._counting:
+                self._free += 1
+                if self._free == 1:
+                    self._gate.release()
 
 
 def runs_at_once(threads: int, cpus: int) -> int:
