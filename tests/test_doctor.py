@@ -37,6 +37,16 @@ def test_a_device_that_is_not_there_fails_with_its_cure() -> None:
     assert check.state == "failure" and "not in this ONNX Runtime" in check.text and "pip install" in check.cure
 
 
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in import_onnxruntime().get_available_providers() or Path("/dev/nvidiactl").exists(),
+    reason="needs a GPU build without a GPU",
+)
+def test_auto_says_why_it_is_not_what_it_might_be() -> None:
+    check = doctor.device_check("auto")
+    assert check.state == "warning" and check.text.startswith("CUDAExecutionProvider: compiled in, not loadable")
+    assert "; cpu works" in check.text and check.cure
+
+
 def test_a_process_that_dies_is_a_line_of_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     killer = tmp_path / "python"
     killer.write_text("#!/bin/sh\necho the driver said no >&2\nkill -SEGV $$\n")
@@ -68,6 +78,7 @@ def test_a_damaged_model_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_nodes_are_counted_by_provider() -> None:
     checks = {check.name: check for check in doctor.model_check("SAM-tiny", None, "cpu")}
     assert {"encoder", "decoder", "SAM-tiny"} <= set(checks)
+    assert "multimask" not in checks  # loaded, and not run
     count, rest = checks["encoder"].text.split(" ", 1)
     assert int(count) > 50 and rest == "nodes on CPUExecutionProvider"
 

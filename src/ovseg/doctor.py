@@ -176,9 +176,11 @@ def _probe(device: str) -> dict[str, str]:
     if not np.allclose(got, expected, atol=1e-2):  # TF32 and half are meant to pass
         return {"state": FAILURE, "text": f"computes wrong results: {got.tolist()}", "cure": "Update its driver."}
     milliseconds = 1000 * (time.perf_counter() - started)
-    used = session.device.kind
     took = f"works, first run after {milliseconds:.0f} ms"
-    return {"state": OK, "text": took if used == wanted.kind else f"{took} on {used}", "cure": ""}
+    if session.device.kind == wanted.kind:
+        return {"state": OK, "text": took, "cure": ""}
+    reason = _probe(f"{wanted.kind}:{wanted.index}")
+    return {**reason, "state": WARNING, "text": f"{reason['text']}; {session.device.kind} {took}"}
 
 
 def _cache() -> list[Check]:
@@ -254,7 +256,7 @@ def model_check(name: str | None, model_dir: str | None, device: str | None) -> 
         used, seconds = _run_on_sample(folder, device, scratch)  # the sessions write their profiles as they go
         counts = node_counts(Path(scratch))
     checks = []
-    for model, nodes in counts.items():
+    for model, nodes in ((model, nodes) for model, nodes in counts.items() if nodes):  # others were loaded only
         total, away = sum(nodes.values()), nodes.total() - nodes[used.providers[0].name]
         text = ", ".join(f"{count} nodes on {provider}" for provider, count in nodes.most_common())
         fell = bool(away) and used.kind != "cpu"
