@@ -143,6 +143,12 @@ def test_provider_options_lie_over_the_defaults():
     assert over.options["cudnn_conv_algo_search"] == "DEFAULT" != default["cudnn_conv_algo_search"]
 
 
+@pytest.mark.parametrize(("value", "on"), [(1, True), (True, True), ("true", True), (0, False), (False, False)])
+def test_an_option_is_on_however_it_is_written(value, on):
+    main = resolve_device("gpu", provider_options={"enable_cuda_graph": value}).providers[0]
+    assert main.is_on("enable_cuda_graph") is on
+
+
 def test_device_id_option_is_the_index():
     assert resolve_device("gpu", provider_options={"device_id": 4}).index == 4
 
@@ -155,6 +161,14 @@ def test_device_id_option_is_the_index():
         {"providers": [3]},
         {"providers": [(CPU, "fast")]},
         {"providers": [(CPU, {"a": None})]},
+        {"providers": [""]},
+        {"providers": [CUDA, CUDA]},
+        {"providers": [CPU, CUDA]},
+        {"providers": [CUDA, (CPU, {"a": 1})]},
+        {"device": "cpu", "provider_options": {"enable_cuda_graph": 1}},
+        {"device": "gpu", "provider_options": [{"use_tf32": 1}]},
+        {"device": "gpu", "provider_options": 0},
+        {"device": "gpu", "provider_options": {"device_id": "٢"}},
         {"device": "gpu", "provider_options": {"device_id": "one"}},
         {"device": "gpu", "provider_options": {CUDA: {}, "device_id": 1}},
         {"device": "gpu", "provider_options": {"TensorrtExecutionProvider": {"a": 1}}},

@@ -310,13 +310,13 @@ print(threads_of())
     assert python(code).stdout.split() == ["1", "3", "4", "3", "1"]
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2", 1025, 2**40])
 def test_wrong_threads(linear, threads):
     with pytest.raises(ConfigError, match="threads"):
         Session(linear, "cpu", threads=threads)
 
 
-@pytest.mark.parametrize("threads", ["0", "-1", "many"])
+@pytest.mark.parametrize("threads", ["0", "-1", "many", "1025", "9" * 5000])
 def test_wrong_threads_of_the_environment(linear, monkeypatch, threads):
     monkeypatch.setenv("OVSEG_THREADS", threads)
     with pytest.raises(ConfigError, match=f"OVSEG_THREADS is '{threads}'"):
@@ -344,8 +344,9 @@ def test_optimization_levels_change_the_graph_and_not_the_result():
         assert (options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL) == (
             level == "off"
         )
-    with pytest.raises(ConfigError, match="off, basic, extended, all"):
-        Session(model, "cpu", optimization="max")
+    for wrong in ("max", None, []):
+        with pytest.raises(ConfigError, match="off, basic, extended, all"):
+            Session(model, "cpu", optimization=wrong)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 50, b"version https://git-lfs.github.com/spec/v1\n"])

@@ -36,6 +36,10 @@ class Provider:
     name: str
     options: dict[str, str] = field(default_factory=dict)
 
+    def is_on(self, option: str) -> bool:
+        """Whether an option is set to what ONNX Runtime reads as true."""
+        return self.options.get(option) in ("1", "true", "True")
+
 
 @dataclass(frozen=True)
 class Device:
@@ -153,6 +157,7 @@ def resolve_device(
     named = kind != "auto" or providers is not None
     if providers is not None:
         chosen = [_requested_provider(item) for item in _as_list(providers)]
+        _check_order([provider.name for provider in chosen])
         _check_same(device, kind, chosen[0].name)
         kind = _kind_of(chosen[0].name)
     else:
@@ -163,12 +168,14 @@ def resolve_device(
             chosen[0].options["device_type"] = part
     if CPU not in (provider.name for provider in chosen):
         chosen.append(Provider(CPU))
-    _lay_over(chosen, provider_options or {}, named)
+    _lay_over(chosen, {} if provider_options is None else provider_options, named)
+    if options := next((provider.options for provider in chosen if provider.name == CPU), None):
+        raise ConfigError(f"{CPU} is given {options}, and has no options.", "Leave them out.")
     for provider in chosen:
         if provider.name in _BY_PROVIDER and _BY_PROVIDER[provider.name][1].indexed:
             provider.options.setdefault("device_id", str(index))
     main_id = chosen[0].options.get("device_id", str(index))
-    if not main_id.isdecimal():
+    if not (main_id.isascii() and main_id.isdecimal()):
         raise ConfigError(f"The provider option device_id is {main_id!r}, not a device index.", "Use 0, 1 and so on.")
     if isinstance(device, str) and ":" in device and int(main_id) != index:
         raise ConfigError(
@@ -280,6 +287,14 @@ def _check_same(device: str | None, kind: str, provider: str) -> None:
         raise ConfigError(f"The device is {device!r} and the first provider {provider}.", "Leave one of them out.")
 
 
+def _check_order(names: Sequence[str]) -> None:
+    """Refuse providers of which one would not be used: ONNX Runtime leaves out the second of a name, and the CPU takes
+    all nodes that those before it left.
+    """
+    if len(set(names)) < len(names) or CPU in names[:-1]:
+        raise ConfigError(f"The providers are {', '.join(names)}.", f"Name each once, and {CPU} last.")
+
+
 def _as_list(providers: object) -> list[object]:
     if isinstance(providers, str) or not isinstance(providers, Sequence) or not providers:
         raise ConfigError(
@@ -291,7 +306,7 @@ def _as_list(providers: object) -> list[object]:
 
 def _requested_provider(item: object) -> Provider:
     match item:
-        case str(name):
+        case str(name) if name:
             return Provider(name)
         case (str(name), Mapping() as options):
             return Provider(name, _as_options(name, options))
@@ -316,6 +331,11 @@ def _kind_of(provider: str) -> str:
 
 def _lay_over(chosen: list[Provider], options: Mapping[str, object], named: bool) -> None:
     """Update the options of the chosen providers in place with the user's."""
+    if not isinstance(options, Mapping):
+        raise ConfigError(
+            f"provider_options is {options!r}, not a mapping.",
+            "Give the options of the main provider, or {provider name: options}.",
+        )
     if not options:
         return
     if not any(isinstance(value, Mapping) for value in options.values()):

@@ -60,7 +60,7 @@ def kept_options(provider: Provider, model: str | bytes, shapes: Shapes) -> dict
     # With options of the user's own and none of ours, nothing is written that was not asked for.
     if option is not None and provider.options:
         found[option] = str(make_folder(engines_dir() / option.lower()))
-    if provider.name == TENSORRT and provider.options.get("trt_engine_cache_enable") == "1":
+    if provider.name == TENSORRT and provider.is_on("trt_engine_cache_enable"):
         found = profiles(shapes, _ranges(model))
         folder = _tensorrt_folder(provider.options | found, model)
         if (folder / _UNFIT).exists():

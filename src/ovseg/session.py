@@ -52,6 +52,7 @@ _MEMORIES = {CUDA: "cuda", TENSORRT: "cuda", "CANNExecutionProvider": "cann", _D
 # Threads of a session that wait for work spin this long before they sleep. ONNX Runtime's own default is far longer:
 # where another session, thread or process wants the core, it is lost to both.
 _SPIN_MICROSECONDS = 20
+_MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told: a million takes minutes and gigabytes
 _SPINS_FOR_A_WHILE = (1, 26)  # the first ONNX Runtime that lets us set how long
 
 _said: set[int] = set()
@@ -152,7 +153,7 @@ class Session:
         self.inputs = tuple(self._info(node) for node in self._session.get_inputs())
         self.outputs = tuple(self._info(node) for node in self._session.get_outputs())
         self._memory = (_MEMORIES.get(self.providers[0], "cpu"), self.device.index)
-        graph = self.device.providers[0].options.get("enable_cuda_graph") == "1"
+        graph = self.device.providers[0].is_on("enable_cuda_graph")
         if graph:
             check_fixed(self._label, (*self.inputs, *self.outputs))
         self._replay = _Replay(self._session, self.outputs, self._memory) if graph else None
@@ -421,10 +422,11 @@ def _described(feeds: Mapping[str, Tensor]) -> dict[str, tuple[np.dtype[Any], Se
 
 
 def _session_options(ort: Any, threads: int | None, optimization: str) -> Any:
-    if optimization not in _OPTIMIZATION:
+    if not isinstance(optimization, str) or optimization not in _OPTIMIZATION:
         raise ConfigError(f"The optimization {optimization!r} is not known.", f"Use one of {', '.join(_OPTIMIZATION)}.")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ConfigError(f"The number of threads is {threads!r}.", "Use 1 or more, or None.")
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= _MOST_THREADS):
+        raise ConfigError(f"The number of threads is {threads!r}.", f"Use 1 to {_MOST_THREADS}, or None.")
     options = ort.SessionOptions()
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _OPTIMIZATION[optimization])
     options.inter_op_num_threads = 1
@@ -449,8 +451,8 @@ def _share() -> int | None:
     given = os.environ.get("OVSEG_THREADS", "").strip()
     if not given:
         return None
-    if not given.isdecimal() or int(given) < 1:
-        raise ConfigError(f"OVSEG_THREADS is {given!r}.", "Set it to 1 or more, or unset it.")
+    if not given.isdecimal() or len(given) > len(str(_MOST_THREADS)) or not 1 <= int(given) <= _MOST_THREADS:
+        raise ConfigError(f"OVSEG_THREADS is {given!r}.", f"Set it to 1 to {_MOST_THREADS}, or unset it.")
     return int(given)
 
 
