@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from ovseg.bench.forms import NoArchive
 from ovseg.bench.side import Side, SideFailure
 from ovseg.bench.subjects import TASKS, choose, shipped
 from ovseg.errors import ConfigError, MissingExtra, ModelError, OvsError
+from ovseg.samples import samples
 from ovseg.zoo import bundled_dir, load_zoo
 
 
@@ -83,6 +85,10 @@ def test_a_run_compares_ours_with_the_bare_session(tmp_path: Path) -> None:
     [
         ({"pipelines": ["open_vocabulary_segmentatoin"]}, "did you mean 'open_vocabulary_segmentation'"),
         ({"devices": ["cupu"]}, "cupu"),
+        ({"devices": []}, "No device"),
+        ({"seconds": math.nan}, "seconds is nan"),
+        ({"seconds": math.inf}, "seconds is inf"),
+        ({"image": samples()[0].path.parent}, "Give one image"),
         ({"against": ["tensorflow"]}, "tensorflow"),
         ({"environments": ["paddlex=/usr/bin/python3"]}, "--against"),
         ({"against": ["paddlex"], "environments": ["/usr/bin/python3"]}, "/usr/bin/python3"),
@@ -125,6 +131,44 @@ def test_a_side_that_ends_by_itself_is_told(tmp_path: Path) -> None:
     dying.chmod(0o755)
     with pytest.raises(SideFailure, match="Something ended with the status 3: out of everything"):
         Side("Something", dying, "no_side", {"device": "cpu", "threads": 1}, tmp_path)
+
+
+def test_a_side_that_ends_between_two_turns_is_told(tmp_path: Path) -> None:
+    (subject,) = (subject for subject in choose(["instance_segmentation"]) if not subject.is_pipeline)
+    request = {"subject": subject.request([1]), "device": "cpu", "threads": 1}
+    with (
+        pytest.raises(SideFailure, match="ovseg ended with the status -9"),
+        Side("ovseg", Path(sys.executable), "ovseg_side", request, tmp_path) as side,
+    ):
+        side._process.kill()
+        side._process.wait()
+        side.turn(1, 0, "wall")
+
+
+def test_an_alternative_that_ends_while_it_is_measured_is_a_note(tmp_path: Path) -> None:
+    wall = '{"wall": 1, "cpu": 1}'
+    ready = f'{{"event": "ready", "imported": {wall}, "loaded": {wall}, "first": {wall}, "cpu": 1, "memory": {{}}, '
+    dying = tmp_path / "python"
+    dying.write_text(
+        f'#!/bin/sh\n[ $1 = -c ] && exit 0\necho \'{ready} "found": null, "settings": {{}}}}\'\nread order\nexit 3\n'
+    )
+    dying.chmod(0o755)
+    plan = measure.Plan(
+        pipelines=["instance_segmentation"],
+        against=["openvino"],
+        environments=[f"openvino={dying}"],
+        rounds=2,
+        seconds=0,
+        starts=1,
+        threads=1,
+        batches=[1, 2],
+    )
+    found = measure.run(plan, print)
+    assert found["notes"] == [
+        f"{name}, OpenVINO: OpenVINO ended with the status 3: it says nothing"
+        for name in ("instance_segmentation", shipped("instance_segmentation")[0].name)
+    ]
+    assert [set(row["sides"]) for row in found["rows"]] == [{"ovseg", "session"}] * len(found["rows"])
 
 
 def test_a_device_that_is_not_there_is_no_result() -> None:

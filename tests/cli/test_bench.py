@@ -40,6 +40,15 @@ def test_bad_input_is_told_before_anything_runs(
     assert named in captured.err and not captured.out
 
 
+def test_results_that_cannot_be_written_are_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["bench", "PP-ShiTuV2", "--out", str(tmp_path / "file")]) == 1
+    captured = capsys.readouterr()
+    assert "cannot be written" in captured.err and "PP-ShiTuV2 on cpu" not in captured.err
+
+
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--help"]) == 0
     assert "Example: ovs bench open_vocabulary_segmentation --against paddlex" in capsys.readouterr().out

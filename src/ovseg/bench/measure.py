@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import statistics
 import sys
 import tempfile
@@ -83,14 +84,16 @@ def check(plan: Plan) -> None:
     for archive in plan.archives:
         if not (archive / "inference.yml").is_file():
             raise ConfigError(f"{archive} is no Paddle archive: it has no inference.yml.", "Name its folder.")
-    if plan.image is not None:
-        list(read_images(plan.image))
+    if plan.image is not None and (count := len(list(read_images(plan.image)))) != 1:
+        raise ConfigError(f"{plan.image} has {count} images.", "Give one image.")
+    if not plan.devices:
+        raise ConfigError("No device is named.", "Give some to --providers, such as cpu,cuda.")
     for device in plan.devices:
         resolve_device(_ALIASES.get(device, device))
     parse_peers(plan.against, plan.environments)
     least = {"rounds": 1, "threads": 0, "starts": 1, "seconds": 0}
     for name, lowest in least.items():
-        if getattr(plan, name) < lowest:
+        if not lowest <= getattr(plan, name) < math.inf:
             raise ConfigError(f"{name} is {getattr(plan, name)}.", f"Give at least {lowest}.")
     if not plan.batches or min(plan.batches) < 1:
         raise ConfigError(f"The batches are {list(plan.batches)}.", "Give numbers of at least 1, such as 1,8.")
@@ -172,8 +175,11 @@ class _Comparison:
         starts: dict[str, list[dict[str, Any]]] = {name: [side.start] for name, side in sides.items()}
         for _ in range(self._plan.starts - 1 if self._subject.is_pipeline else 0):
             for name, known in starts.items():
-                with self._side(name) as side:
-                    known.append(side.start)
+                try:
+                    with self._side(name) as side:
+                        known.append(side.start)
+                except OvsError as error:
+                    self._note_failure(name, error)
         for name, known in starts.items():
             self._found["starts"].append(self._where() | {"side": name} | _start(known) | {"memory": memory[name]})
 
@@ -217,11 +223,21 @@ class _Comparison:
     def _note(self, name: str, text: str) -> None:
         self._found["notes"].append(f"{self._subject.name}, {PEERS[name].title}: {text}")
 
-    def _take_turns(self, sides: Mapping[str, Side], batch: int, memory: dict[str, dict[str, float]]) -> None:
+    def _note_failure(self, name: str, error: OvsError) -> None:
+        if name not in PEERS:
+            raise error
+        self._note(name, error.cause)
+
+    def _take_turns(self, sides: dict[str, Side], batch: int, memory: dict[str, dict[str, float]]) -> None:
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
         for _ in range(self._plan.rounds):
-            for name, side in sides.items():
-                turns[name].append(side.turn(batch, self._plan.seconds, self._plan.clock))
+            for name, side in list(sides.items()):
+                try:
+                    turns[name].append(side.turn(batch, self._plan.seconds, self._plan.clock))
+                except OvsError as error:
+                    self._note_failure(name, error)
+                    del sides[name], turns[name]
+                    continue
                 memory[name] = turns[name][-1]["memory"]
                 if name in PEERS:
                     time.sleep(_SETTLE)

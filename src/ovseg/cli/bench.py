@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ def bench(
     measure.check(plan)
     if out is not None:
         plots.require_matplotlib()
+        _try_folder(out)
     found = measure.run(plan, lambda text: print(text, file=sys.stderr, flush=True))
     found["plan"]["command"] = _command(plan, out)
     if out is not None:
@@ -135,6 +137,20 @@ def _command(plan: Plan, out: Path | None) -> str:
     return shlex.join(words)
 
 
+def _try_folder(folder: Path) -> None:
+    """Make the folder and write into it, before an hour is spent on what cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> SaveError:
+    return SaveError(f"The results cannot be written to {folder}: {error.strerror}.", "Choose another --out.")
+
+
 def _write(found: dict[str, Any], folder: Path) -> None:
     """Write page, figures and picture."""
     from ..bench import plots, report
@@ -142,7 +158,6 @@ def _write(found: dict[str, Any], folder: Path) -> None:
     text = json.dumps(found, indent=1) + "\n"
     page = report.markdown(found, plots=["results.png"])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         parts = {name: folder / f".part-{name}" for name in ("results.json", "results.png", "RESULTS.md")}
         parts["results.json"].write_text(text, encoding="utf-8")
         plots.draw(found, parts["results.png"])
@@ -150,6 +165,4 @@ def _write(found: dict[str, Any], folder: Path) -> None:
         for name, part in parts.items():
             part.replace(folder / name)
     except OSError as error:
-        raise SaveError(
-            f"The results cannot be written to {folder}: {error.strerror}.", "Choose another --out."
-        ) from error
+        raise _cannot_write(folder, error) from error
