@@ -63,6 +63,14 @@ def test_an_unknown_device_is_bad_input(capsys: pytest.CaptureFixture[str]) -> N
     assert "abacus" in capsys.readouterr().err
 
 
+def test_a_cache_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for home, state in ((tmp_path / "new" / "cache", "ok"), (tmp_path / "file", "warning")):
+        monkeypatch.setenv("OVSEG_HOME", str(home))
+        (check,) = (check for check in doctor.examine() if check.topic == "cache")
+        assert (check.state, bool(check.cure)) == (state, state == "warning")
+
+
 def test_a_damaged_model_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OVSEG_HOME", str(tmp_path))
     assert all(check.state == "ok" for check in doctor.examine() if check.topic == "models")

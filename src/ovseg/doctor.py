@@ -185,12 +185,11 @@ def _probe(device: str) -> dict[str, str]:
 
 def _cache() -> list[Check]:
     folder = cache_dir()
-    if not folder.exists():
-        return [Check("cache", str(folder), OK, "empty")]
+    there = next(path for path in (folder, *folder.parents) if path.exists())
     sizes = {part.name: _size(part) for part in (models_dir(), archives_dir(), engines_dir()) if part.exists()}
     held = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()) or "empty"
-    free = shutil.disk_usage(folder).free
-    if not os.access(folder, os.W_OK):
+    free = shutil.disk_usage(there).free
+    if not (there.is_dir() and os.access(there, os.W_OK)):
         cure = "Set OVSEG_HOME to a folder that you may write."
         return [Check("cache", str(folder), WARNING, f"{held}; it may not be written", cure)]
     return [Check("cache", str(folder), OK, f"{held}; {free / 1e9:.1f} GB free")]
