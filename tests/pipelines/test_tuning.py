@@ -101,6 +101,13 @@ def test_it_is_tuned_once_and_said(folder, caplog):
     assert caplog.text == ""
 
 
+def test_a_cache_that_cannot_be_written_costs_no_answer(folder, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OVSEG_HOME", str(tmp_path / "file"))
+    assert tune(folder, CPU).trials
+    assert "cannot be kept" in caplog.text and "OVSEG_HOME" in caplog.text
+
+
 def test_a_setting_that_cannot_be_used_is_left_out(folder, monkeypatch):
     broken = Setting("cpu", precision="int8")
     monkeypatch.setattr(tuning, "candidates", lambda *arguments: [broken])
@@ -181,6 +188,14 @@ def test_use_hpip_without_tries():
     detector, _ = pipeline._load(pipeline.device)
     assert detector._session._session.get_session_options().intra_op_num_threads == 1
     assert not tuned_dir().exists()
+
+
+@pytest.mark.parametrize("wrong", ["False", "yes", 1])
+def test_use_hpip_is_true_or_false(wrong):
+    with pytest.raises(ConfigError, match="use_hpip is"):
+        create_pipeline("PP-ShiTuV2", device="cpu", use_hpip=wrong)
+    with pytest.raises(ConfigError, match="use_hpip is"):
+        create_pipeline(config={"pipeline_name": "PP-ShiTuV2", "use_hpip": wrong}, device="cpu")
 
 
 def test_use_hpip_contradicts_settings_of_your_own():

@@ -107,5 +107,7 @@ def create_pipeline(
         raise ConfigError(f"The pipeline {name} has no option {unknown[0]}.", "Leave it out.")
     if use_hpip is None:
         use_hpip = loaded.get("use_hpip")
+    if use_hpip is not None and not isinstance(use_hpip, bool):
+        raise ConfigError(f"use_hpip is {use_hpip!r}.", "Use true or false.")
     hpi_config = loaded.get("hpi_config") if hpi_config is None else hpi_config
     return pipeline_class(loaded, device=device, where=where, use_hpip=bool(use_hpip), hpi_config=hpi_config, **options)

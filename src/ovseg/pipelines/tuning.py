@@ -151,6 +151,9 @@ def tune(
         config: what is tried.
         on_trial: called after each setting.
 
+    Returns:
+        The answer. Where the cache cannot be written it is not remembered, and a warning says so.
+
     Raises:
         OvsError: the default cannot be used.
     """
@@ -175,7 +178,10 @@ def tune(
             chosen, ratio = trial.setting, again.ratio
             break
     answer = Tuned(folder.name, chosen, ratio, tuple(trials), facts)
-    _remember(answer)
+    try:
+        _remember(answer)
+    except (OSError, OvsError) as error:  # no reason to lose what took a while
+        logger.warning("The setting for %s cannot be kept for the next time. %s", folder.name, error)
     return answer
 
 
