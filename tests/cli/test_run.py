@@ -156,6 +156,18 @@ def test_bad_inputs_exit_with_2_and_the_others_are_done(
     assert json.loads(done.stdout)["input_path"] == str(image_file)
 
 
+def test_inputs_of_one_name_have_files_of_their_own(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
+    for name in ("a.png", "b/a.png", "b/a.jpg", "a_2.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "images" / name), pixels)
+    done = run("--input", "images", "--prompt", BOXES, "-o", "output", "--json")
+    assert done.returncode == 0
+    inputs = [json.loads(line)["input_path"] for line in done.stdout.splitlines()]
+    saved = [json.loads(file.read_text("utf-8"))["input_path"] for file in (tmp_path / "output").glob("*.json")]
+    assert len(inputs) == 4 and sorted(saved) == sorted(inputs)
+    assert len(list((tmp_path / "output").iterdir())) == 8
+
+
 def test_a_save_path_that_cannot_be_written(run: Run, image_file: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     done = run("--input", image_file, "--input", image_file, "--prompt", BOXES, "-o", "taken", "--json")

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from .reporting import Failures, progress
 if TYPE_CHECKING:
     from ..pipelines.base import Pipeline
     from ..results.base import Result
+    from ..results.saving import Stems
 
 NAME = typer.Argument(None, metavar="[PIPELINE]", help="Name of a pipeline, or path of its YAML file.")
 PIPELINE = typer.Option(None, "--pipeline", help="The same, as PaddleX has it.")
@@ -195,6 +197,7 @@ def _savers(
     """Return what saves a result: JSON and picture, or the formats asked for; and a video."""
     from ..images import frame_rate
     from ..results.formats import open_writer
+    from ..results.saving import Stems
     from ..results.video import VideoOutput
 
     savers: list[Callable[[Result], None]] = []
@@ -204,10 +207,17 @@ def _savers(
         pairs = zip(formats, folders, strict=True)
         savers += [stack.enter_context(open_writer(name, folder)).add for name, folder in pairs]
     elif save_path is not None:
-        savers.append(lambda result: result.save_all(save_path))
+        savers.append(partial(_save, folder=save_path, stems=Stems()))
     if video is not None:
         savers.append(stack.enter_context(VideoOutput(video, fps=frame_rate(input[0]) or 25.0)).add)
     return savers
+
+
+def _save(result: Result, folder: str, stems: Stems) -> None:
+    """Save JSON and picture, also of a second input of the same name, from another folder or of another type."""
+    name = Path(result.input_name)
+    result.input_name = stems.take(name.stem) + name.suffix
+    result.save_all(folder)
 
 
 def _saved(results: Iterable[Result], savers: list[Callable[[Result], None]], failures: Failures) -> Iterator[Result]:

@@ -16,6 +16,23 @@ from ..errors import SaveError
 _ROWS_AT_ONCE = 64
 
 
+class Stems:
+    """Names for the files of results: those of their inputs, and a number where one was there before."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    def take(self, name: str) -> str:
+        """Return `name`, or `name_2` and so on, as it was not returned yet."""
+        count = self._taken.get(name, 0) + 1
+        # An earlier a.png may have become a_2, and there may be an a_2.jpg as well.
+        while (stem := name if count == 1 else f"{name}_{count}") in self._taken:
+            count += 1
+        self._taken[stem] = 1
+        self._taken[name] = count
+        return stem
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` that takes its place once the block has ended without an exception.

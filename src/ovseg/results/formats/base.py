@@ -14,6 +14,7 @@ import numpy as np
 from ...errors import ConfigError
 from ...stages.masks import mask_boxes
 from ..base import Result
+from ..saving import Stems
 
 # What a mask shows that was prompted and not classified.
 UNNAMED = "object"
@@ -72,7 +73,7 @@ class Writer(ABC):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._stems: dict[str, int] = {}
+        self._stems = Stems()
 
     @abstractmethod
     def add(self, result: Result) -> None:
@@ -96,14 +97,7 @@ class Writer(ABC):
 
     def stem(self, result: Result) -> str:
         """A name for the files of a result: that of its input, and a number where it was there before."""
-        name = Path(result.input_name).stem
-        count = self._stems.get(name, 0) + 1
-        # An earlier a.png may have become a_2, and there may be an a_2.jpg as well.
-        while (stem := name if count == 1 else f"{name}_{count}") in self._stems:
-            count += 1
-        self._stems[stem] = 1
-        self._stems[name] = count
-        return stem
+        return self._stems.take(Path(result.input_name).stem)
 
 
 class Classes:
