@@ -185,12 +185,14 @@ def recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.15:
         x = x + rng.normal(0, rng.uniform(2, 12), x.shape)
     x = np.clip(x, 0, 255).astype(np.uint8)
-    if rng.random() < 0.25:  # as an older camera would have seen it, all of it alike
+    if rng.random() < 0.35:  # as an older camera would have seen it, all of it alike
         height, width = x.shape[:2]
-        small = cv2.resize(x, None, fx=(scale := rng.uniform(0.45, 0.9)), fy=scale, interpolation=cv2.INTER_AREA)
+        scale = rng.uniform(0.4, 0.9)
+        small = cv2.resize(x, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         x = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    if rng.random() < 0.25:
-        x = cv2.imdecode(cv2.imencode(".jpg", x, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 85))])[1], 1)
+    if rng.random() < 0.35:
+        _, file = cv2.imencode(".jpg", x, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 85))])
+        x = cv2.imdecode(file, cv2.IMREAD_COLOR)
     return x
 
 
