@@ -65,25 +65,20 @@ def upsampled_logits(
     cropped = long_side_shape(height, width, size)
     for low in low_res_masks:
         rows, columns = low.shape if above == -math.inf else _extent(low > above)
-        y = _reach(rows, low.shape[0], size, cropped[0], height)
-        x = _reach(columns, low.shape[1], size, cropped[1], width)
-        # Scales and not sizes say what a part is resized to, so that its pixels are those of the whole.
-        frame = cv2.resize(
-            low[: y.logits, : x.logits],
-            None,
-            dst=scratch.array("frame", y.frame, x.frame),
-            fx=x.to_frame,
-            fy=y.to_frame,
-            interpolation=cv2.INTER_LINEAR,
-        )
-        yield cv2.resize(
-            frame[: y.cropped, : x.cropped],
-            None,
-            dst=scratch.array("logits", y.image, x.image),
-            fx=x.to_image,
-            fy=y.to_image,
-            interpolation=cv2.INTER_LINEAR,
-        )
+        down = _steps(rows, low.shape[0], size, cropped[0], height)
+        across = _steps(columns, low.shape[1], size, cropped[1], width)
+        resized = low
+        for use, y, x in zip(("frame", "logits"), down, across, strict=True):
+            # Scales and not sizes say what a part is resized to, so that its pixels are those of the whole.
+            resized = cv2.resize(
+                resized[: y.taken, : x.taken],
+                None,
+                dst=scratch.array(use, y.made, x.made),
+                fx=x.scale,
+                fy=y.scale,
+                interpolation=cv2.INTER_LINEAR,
+            )
+        yield resized
 
 
 def _extent(mask: np.ndarray) -> tuple[int, int]:
@@ -92,24 +87,21 @@ def _extent(mask: np.ndarray) -> tuple[int, int]:
     return (int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else (0, 0)
 
 
-class _Reach(NamedTuple):
-    """How much of an axis is resized: numbers of logits, of the frame's pixels made and kept, and of the image's."""
+class _Step(NamedTuple):
+    """One resize of an axis: numbers of pixels that it takes and makes, and how many it makes of one."""
 
-    logits: int
-    frame: int
-    cropped: int
-    image: int
-    to_frame: float
-    to_image: float
+    taken: int
+    made: int
+    scale: float
 
 
-def _reach(reached: int, low: int, size: int, cropped: int, full: int) -> _Reach:
-    """What the first `reached` of an axis' logits have a share in, and what it takes to resize that."""
+def _steps(reached: int, low: int, size: int, cropped: int, full: int) -> tuple[_Step, _Step]:
+    """Resize the first `reached` logits of an axis, and what they have a share in, to the frame and to the image."""
     to_frame, to_image = size / low, full / cropped
     # Half a logit and half a pixel would do; whole ones leave room for rounding.
     kept = min(cropped, math.ceil((reached + 1) * to_frame + cropped / full))
     logits = min(low, math.ceil(kept / to_frame) + 1)
-    return _Reach(logits, round(logits * to_frame), kept, round(kept * to_image), to_frame, to_image)
+    return _Step(logits, round(logits * to_frame), to_frame), _Step(kept, round(kept * to_image), to_image)
 
 
 def upsample_masks(
