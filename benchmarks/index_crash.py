@@ -9,6 +9,7 @@ each vector that this version should have, once, unchanged, and no other. Prints
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from ovseg.index import Gallery, engine, load_index
 
 DIM = 64
 SEED = 7
+PATIENCE = 120  # seconds that a working process may live
 
 
 def vector(item: int) -> np.ndarray:
@@ -68,9 +71,48 @@ def serve(folder: Path) -> None:
     for _ in sys.stdin:
         child = os.fork()  # far faster than a new interpreter
         if not child:
-            work(folder)
+            # One that hangs says where, and ends.
+            faulthandler.dump_traceback_later(PATIENCE, exit=True)
+            try:
+                work(folder)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
         os.waitpid(child, 0)
         print("dead", flush=True)
+
+
+class Worker:
+    """A process that works until it is killed."""
+
+    def __init__(self, server: subprocess.Popen[str]) -> None:
+        assert server.stdin is not None and server.stdout is not None
+        self.lines = server.stdout
+        server.stdin.write("go\n")
+        server.stdin.flush()
+        self.pid = int(self.line().split()[1])
+
+    def line(self) -> str:
+        """Return what it says next.
+
+        Raises:
+            RuntimeError: it has ended, and nobody killed it.
+        """
+        line = self.lines.readline()
+        if line in ("dead\n", ""):
+            raise RuntimeError("The working process has ended by itself; its last words are above.")
+        return line.strip()
+
+    def kill(self) -> list[str]:
+        """Kill it; return what it had said that was not yet read."""
+        os.kill(self.pid, signal.SIGKILL)
+        said = []  # a line is written whole or not at all
+        while (line := self.lines.readline()) != "dead\n":
+            if not line:
+                raise RuntimeError("The process that waits for the working one has ended.")
+            said.append(line.strip())
+        return said
 
 
 def check(folder: Path, acknowledged: int) -> int:
@@ -98,30 +140,23 @@ def run(folder: Path, kills: int, index_type: str = "HNSW32", seed: int = 0) -> 
     version = 1
     versions = []
     pace = 0.02  # seconds of a commit
-    server = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, __file__, "--serve", str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert server.stdin is not None and server.stdout is not None
-    for _ in range(kills):
-        server.stdin.write("go\n")
-        server.stdin.flush()
-        word, child = server.stdout.readline().split()
-        assert word == "open"
-        # A random moment, by the pace of this machine: of the first commit, or of one of the next three.
-        started = time.perf_counter()
-        said = [server.stdout.readline().strip() for _ in range(dice.randrange(4))]
-        pace = (time.perf_counter() - started) / len(said) if said else pace
-        time.sleep(dice.uniform(0, 1.5 * pace))
-        os.kill(int(child), signal.SIGKILL)
-        # A line is written whole or not at all.
-        said += iter(lambda: server.stdout.readline().strip(), "dead")
-        version = check(folder, int(said[-1]) if said else version)
-        versions.append(version)
-    server.communicate()
+    ) as server:
+        for _ in range(kills):
+            worker = Worker(server)
+            # A random moment, by the pace of this machine: of the first commit, or of one of the next three.
+            started = time.perf_counter()
+            said = [worker.line() for _ in range(dice.randrange(4))]
+            pace = (time.perf_counter() - started) / len(said) if said else pace
+            time.sleep(dice.uniform(0, 1.5 * pace))
+            said += worker.kill()
+            version = check(folder, int(said[-1]) if said else version)
+            versions.append(version)
     return versions
 
 
