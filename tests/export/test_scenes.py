@@ -45,6 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     colours = {"a": (128, (0, 0, 255)), "b": (64, (255, 0, 0)), "c": (200, (0, 255, 0))}
     discs = {key: (key, f"disc {key}", disc(*one)) for key, one in colours.items()}
     drawings = {("discs", "train"): [discs["a"], discs["b"]], ("discs", "val"): [discs["c"]]}
+    drawings["more", "classes"] = [("d", "disc d", disc(90, (9, 99, 199)))]
     photos = {"0": "train", "1": "train", "2": "val"}
     return write_store(tmp_path_factory.mktemp("store"), drawings, photos, np.random.default_rng(0))
 
@@ -229,6 +230,13 @@ def test_pregenerate_is_deterministic_and_resumes(store: Path, tmp_path: Path) -
     assert np.array_equal(ids, scene(job, Library(store, "train"), 2).ids)
     with pytest.raises(ValueError, match="another job"):
         generate(Job(str(store), "train", 128, 6, "crowded"), tmp_path / "a", 6)
+
+
+def test_scenes_of_the_drawings_for_classes_stand_on_photographs_for_training(store: Path, tmp_path: Path) -> None:
+    generate(Job(str(store), "classes", 128, 5, "ordinary"), tmp_path, 8)
+    lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text("utf-8").splitlines()]
+    sets = {instance["set"] for line in lines for instance in line["instances"]}
+    assert "more" in sets and "discs" not in sets and "cutout" in sets  # cut out of photographs
 
 
 def test_objects_keep_the_share_in_sight_that_the_mix_asks_for(store: Path) -> None:

@@ -4,8 +4,8 @@
 
 Packages come by name through their ordinary clients (`npm pack`, `apt-get download`), so a mirror configured
 there is used. Only permissively licensed pictures (MIT, Apache-2.0, CC0, CC-BY, public domain) are in the
-split `train`, or in `classes`, which only training by class reads; pictures under share-alike or copyleft terms serve
-validation only and never enter a weight.
+split `train`, or in `classes`, whose names are each set's own: for training by class, and for masks; pictures
+under share-alike or copyleft terms serve validation only and never enter a weight.
 
 Needs npm and apt-get with dpkg-deb (Debian or Ubuntu), and from PyPI: resvg_py, OpenEXR, pillow, opencv-
 python-headless.

@@ -45,6 +45,12 @@ def scene(job: Job, library: Library, index: int) -> Scene:
     return compose(np.random.default_rng([job.seed, index]), library, job.size, MIXES[job.mix])
 
 
+def library_of(job: Job) -> Library:
+    """The library of a job; `classes` has no photographs of its own and takes those of `train`."""
+    splits = ("train", "classes") if job.split == "classes" else job.split
+    return Library(job.assets, splits, lambda record: record.split == job.split)
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees it whole or not at all."""
     part = path.with_name(f".{path.name}.part")
@@ -70,7 +76,7 @@ _worker: dict[str, Any] = {}
 
 def _start(job: Job, out: Path) -> None:
     cv2.setNumThreads(1)
-    _worker.update(job=job, out=out, library=Library(job.assets, job.split))
+    _worker.update(job=job, out=out, library=library_of(job))
 
 
 def _make(index: int) -> dict[str, Any]:
@@ -134,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m ovseg_export.scenes.pregenerate", description="Write scenes to a folder."
     )
     parser.add_argument("--assets", type=Path, default=Path("export/work/assets"), help="the prepared store")
-    parser.add_argument("--split", choices=["train", "val"], required=True)
+    parser.add_argument("--split", choices=["train", "classes", "val"], required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--start", type=int, default=0, help="number of the first scene")
     parser.add_argument("--size", type=int, default=512)
