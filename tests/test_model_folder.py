@@ -96,5 +96,7 @@ def test_no_folder_and_no_description(tmp_path: Path) -> None:
         open_model_folder("~nobody of this name/model")
     with pytest.raises(ModelError, match="does not exist"):
         open_model_folder(tmp_path / "nothing")
+    with pytest.raises(ModelError, match="does not exist"):
+        open_model_folder("x" * 5000)
     with pytest.raises(ModelError, match=r"has no model\.yaml"):
         open_model_folder(tmp_path)

@@ -164,6 +164,9 @@ def _items(source: object, max_pixels: float) -> Iterator[Image | OvsError]:
             yield from _video_items(name, max_pixels)
         else:
             yield from _file_items(name, _read_file, max_pixels)
+    elif isinstance(source, list | tuple) and isinstance(_first_leaf(source), int | float):
+        cause = f"A {type(source).__name__} of numbers is not an image."
+        yield ImageError(cause, "Make an array of its pixels: np.array(pixels, np.uint8).")
     elif isinstance(source, list | tuple | Iterator) and not isinstance(source, io.IOBase):
         for item in source:
             yield from _items(item, max_pixels)
@@ -172,6 +175,12 @@ def _items(source: object, max_pixels: float) -> Iterator[Image | OvsError]:
             f"An input of type {type(source).__name__} is not an image.",
             "Give a path, a URL, a BGR uint8 array, or a list of these.",
         )
+
+
+def _first_leaf(source: object) -> object:
+    while isinstance(source, list | tuple) and source:
+        source = source[0]
+    return source
 
 
 def _url_items(url: str, scheme: str, max_pixels: float) -> Iterator[Image | OvsError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +103,9 @@ def open_model_folder(path: str | Path, *, verify: bool = False) -> ModelFolder:
     """
     folder = expand(path)
     described = folder / "model.yaml"
-    if not described.is_file():
-        state = "has no model.yaml" if folder.is_dir() else "does not exist"
+    # os.path's functions say no to what can be no path; those of Path raise.
+    if not os.path.isfile(described):  # noqa: PTH113
+        state = "has no model.yaml" if os.path.isdir(folder) else "does not exist"  # noqa: PTH112
         raise ModelError(
             f"The model folder {folder} {state}.", "Give a folder that `ovs models pull` or the export made."
         )

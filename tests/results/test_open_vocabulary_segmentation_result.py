@@ -159,3 +159,10 @@ def test_points_are_drawn_where_they_are() -> None:
     for x, y in ((8, 8), (30, 20), (30, 8)):
         assert not np.array_equal(drawn[y, x], (120, 80, 40))
     assert np.array_equal(drawn[25, 8], (120, 80, 40))
+
+
+@pytest.mark.parametrize("path", [None, 3, "a\0b.png"])
+def test_what_can_be_no_path_is_refused(path: object) -> None:
+    for save in (make_result().save_to_img, make_result().save_to_json):
+        with pytest.raises(SaveError, match=r"save_path is|NUL"):
+            save(path)  # type: ignore[arg-type]

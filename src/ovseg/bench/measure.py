@@ -94,7 +94,7 @@ def check(plan: Plan) -> None:
     least = {"rounds": 1, "threads": 0, "starts": 1, "seconds": 0}
     for name, lowest in least.items():
         if not lowest <= getattr(plan, name) < math.inf:
-            raise ConfigError(f"{name} is {getattr(plan, name)}.", f"Give at least {lowest}.")
+            raise ConfigError(f"{name} is {getattr(plan, name)}.", f"Give a number of at least {lowest}.")
     if not plan.batches or min(plan.batches) < 1:
         raise ConfigError(f"The batches are {list(plan.batches)}.", "Give numbers of at least 1, such as 1,8.")
     if plan.clock not in CLOCKS:

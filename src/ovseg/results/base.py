@@ -196,6 +196,8 @@ class Result(dict[str, Any], ABC):
         return name.name if page is None else f"{name.stem}_{page}{name.suffix}"
 
     def _file(self, save_path: str | os.PathLike[str], is_file: Any, suffix: str) -> Path:
+        if not isinstance(save_path, str | os.PathLike):
+            raise SaveError(f"save_path is {save_path!r}.", "Give the path of a file or a folder.")
         path = Path(save_path)
         return path if is_file(_mime(path.name)) else path / f"{Path(self.input_name).stem}_res{suffix}"
 

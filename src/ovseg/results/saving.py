@@ -42,6 +42,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Raises:
         SaveError: if the file cannot be written.
     """
+    if "\0" in str(path):
+        raise SaveError(f"{str(path)!r} could not be written: it has a NUL in it.", "Give another path.")
     # Named by ourselves rather than by tempfile, whose files only their owner may read.
     beside = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
     try:
