@@ -169,3 +169,5 @@ def test_a_gallery_in_milvus(drinks: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["index", "remove", where, str(pairs[0]["ids"][1])]) == 0
     assert main(["index", "info", where, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["items"] == 3
+    assert main(["index", "compact", where]) == 2
+    assert "this one is in Milvus" in capsys.readouterr().err

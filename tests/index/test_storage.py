@@ -323,6 +323,8 @@ def test_another_format(tmp_path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
     with pytest.raises(GalleryError, match="gallery of format 2; this version of ovseg reads format 1"):
         load_index(tmp_path / "g")
+    with pytest.raises(GalleryError, match="gallery of format 2"):
+        salvage_index(tmp_path / "g")
 
 
 READ_ONLY = """

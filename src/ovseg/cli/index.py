@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..index import Gallery
     from ..pipelines.image_recognition import ImageRecognitionPipeline
 
-FOLDER = typer.Argument(help="Folder of a gallery.", metavar="DIR")
+FOLDER = typer.Argument(help="Folder of a gallery.", metavar="DIR", callback=lambda folder: _on_disk(folder))
 INDEX = typer.Argument(help="Folder of a gallery, or milvus://...", metavar="INDEX")
 IMAGES = typer.Option(..., "--images", "-i", help="Folder that the paths of the list start from.")
 LABELS = typer.Option(..., "--labels", "-l", help="List of pictures: a path, a space or a tab, and a label a line.")
@@ -253,6 +253,14 @@ def salvage(folder: Path = FOLDER, new: Path = NEW, force: bool = FORCE) -> None
     for problem in problems:
         _say(problem)
     _save_new(gallery, new, force)
+
+
+def _on_disk(folder: Path) -> Path:
+    from ..errors import ConfigError
+
+    if folder.parts[:1] in (("milvus:",), ("milvuss:",)):
+        raise ConfigError("This is for galleries in folders, and this one is in Milvus.", "Use the tools of Milvus.")
+    return folder
 
 
 def _save_new(gallery: Gallery, folder: Path, force: bool) -> None:

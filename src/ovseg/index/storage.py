@@ -164,16 +164,20 @@ def read_manifest(folder: Path) -> Manifest:
         version = data.pop("format")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise damaged(folder, f"{MANIFEST} is not a manifest") from None
-    if version != FORMAT:
-        raise GalleryError(
-            f"{folder} is a gallery of format {version!r}; this version of ovseg reads format {FORMAT}.",
-            "Open it with the version of ovseg that wrote it.",
-        )
+    _check_format(folder, version)
     if checksum != _crc_of(data):
         raise damaged(folder, f"the checksum of {MANIFEST} does not match")
     graph = data.pop("graph")
     settings = Settings.from_dict(data.pop("settings"))
     return Manifest(**data, settings=settings, graph=GraphFile(**graph) if graph else None)
+
+
+def _check_format(folder: Path, version: object) -> None:
+    if version != FORMAT:
+        raise GalleryError(
+            f"{folder} is a gallery of format {version!r}; this version of ovseg reads format {FORMAT}.",
+            "Open it with the version of ovseg that wrote it.",
+        )
 
 
 def read_folder(folder: Path, *, verify: bool = False) -> Contents:
@@ -538,16 +542,17 @@ def salvage(folder: Path) -> Salvage:
     Without a manifest, a change that was never committed may be among it.
 
     Raises:
-        GalleryError: nothing can be read: no log whose first line is whole.
+        GalleryError: nothing can be read: no log whose first line is whole, or one of another format.
     """
     logs = sorted(folder.glob("log-*.jsonl"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     limit: int | None = None
     problems = []
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        checksum, _ = manifest.pop("checksum"), manifest.pop("format")
+        checksum, version = manifest.pop("checksum"), manifest.pop("format")
         if checksum != _crc_of(manifest):
             raise ValueError
+        _check_format(folder, version)
         logs = [folder / f"log-{manifest['generation']}.jsonl"]
         limit = manifest["log_size"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -570,6 +575,7 @@ def _salvage_log(folder: Path, log: Path, limit: int | None, problems: list[str]
     records = [_parse(line) for line in lines]
     if not records or not records[0] or "settings" not in records[0]:
         return None
+    _check_format(folder, records[0].get("format"))
     try:
         settings = Settings.from_dict(records[0]["settings"])
     except (ConfigError, TypeError):
