@@ -115,6 +115,14 @@ def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
     assert "rec.tar" in error.value.cause
 
 
+@pytest.mark.parametrize("empty", ["inference.json", "inference.pdiparams"])
+def test_an_empty_file_is_named(empty: str, tmp_path: Path) -> None:
+    archive = tmp_path / "rec.tar"
+    archive.write_bytes(tar_of(in_folder("rec", FILES | {empty: b""})))
+    with pytest.raises(ModelError, match=rf"rec\.tar: {re.escape(empty)} is empty"), open_source(archive):
+        raise AssertionError("not reached")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
