@@ -191,6 +191,20 @@ def test_multiclass_nms_of_boxes_without_area(name: str, compare: Compare) -> No
     compare(nms_function(**NMS_OPTIONS[name]), specs, [by_class, scores[0].T, [25, 0, 35]], tolerance=0)
 
 
+@pytest.mark.parametrize("name", [name for name in NMS_OPTIONS if name != "background"])
+def test_multiclass_nms_of_one_class(name: str, compare: Compare) -> None:
+    rng = np.random.default_rng(0)
+    boxes, empty, scores = make_boxes(rng, 3, 60), make_empty_boxes(rng, 3, 60), rng.uniform(0, 1, (3, 1, 60))
+    feeds = [[some, each] for some in (boxes, empty) for each in (scores, np.round(scores, 1), scores * 0)]
+    # more that stay than `keep_top_k`, and then some without area
+    apart = np.arange(60)[:, None] * 10.0 + [0, 0, 5, 5]
+    points = np.where((np.arange(60) % 4 == 0)[:, None], 0.0, apart)
+    feeds += [[np.stack([apart, points, empty[0]]), scores], [points[None], scores[:1]]]
+    compare(
+        nms_function(**NMS_OPTIONS[name]), [((-1, -1, 4), "float32"), ((-1, 1, -1), "float32")], *feeds, tolerance=0
+    )
+
+
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("options", [{"nms_top_k": 20, "keep_top_k": 15}, {"nms_top_k": -1, "keep_top_k": -1}])
 def test_matrix_nms(gaussian: bool, options: dict[str, int], compare: Compare) -> None:

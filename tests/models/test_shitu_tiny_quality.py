@@ -18,7 +18,7 @@ REC, DET = "ShiTu-tiny-rec", "ShiTu-tiny-det"
 TILE = 64
 
 # What the weights that ship reach here, less a little. The goal for both is 0.85, on the larger sets of the protocol.
-RECALL_FLOOR, AP50_FLOOR = 0.90, 0.82
+RECALL_FLOOR, AP50_FLOOR = 0.90, 0.815
 
 
 def tiles(name: str) -> list[np.ndarray]:

@@ -206,11 +206,16 @@ def multiclass_nms(g: Graph, op: Op) -> tuple[str, ...]:
     rank = len(shape_of(op.inputs[1]))
     rows, picked, index, images, batch = (_shared_boxes if rank == 3 else _boxes_by_class)(g, op)
     keep = op.attributes["keep_top_k"]
-    if keep >= 0:
+    if keep >= 0 and not _one_class(op):
         chosen = _best_of_each_image(g, picked, images, batch, keep)
         rows, index, images = g.gather(rows, chosen), g.gather(index, chosen), g.gather(images, chosen)
     number = rows_per_image(g, images, batch)
     return rows, g.cast(g.unsqueeze(index, 1), "int32"), g.cast(number, "int32")
+
+
+def _one_class(op: Op) -> bool:
+    """Whether there is one class, of which `_suppress` chooses no more than `keep_top_k` already."""
+    return len(shape_of(op.inputs[1])) == 3 and shape_of(op.inputs[1])[1] == 1
 
 
 def _suppress(g: Graph, op: Op, boxes: str, scores: str, candidates: int) -> str:
@@ -262,6 +267,10 @@ def _suppress_empty(g: Graph, op: Op, boxes: str, chosen: str, choose_all: Calla
                 ones = g.op("Expand", g.i64(1), g.shape(without_area))
                 kept = g.cast(g.op("ScatterElements", ones, rows, alive, axis=0), "bool")
                 result = g.op("Compress", everything, kept, axis=0)
+                if _one_class(op) and op.attributes["keep_top_k"] >= 0:
+                    images, batch = column(g, result, 0), g.op("Shape", boxes, start=0, end=1)
+                    first = _first_of_each_image(g, images, batch, op.attributes["keep_top_k"])
+                    result = g.op("Compress", result, first, axis=0)
             result = g.identity_node(result)
             types = {result: Value(0, "int64", ())}
             branches.append(g.subgraph(nodes, f"empty_{label}_{op.index}", (), [result], types))
@@ -389,10 +398,15 @@ def _best_of_each_image(g: Graph, scores: str, images: str, batch: str, keep: in
     _, by_score = g.ops("TopK", [scores, count], 2, axis=0, largest=1, sorted=1)
     ordered, by_image = g.ops("TopK", [g.gather(images, by_score), count], 2, axis=0, largest=0, sorted=1)
     order = g.gather(by_score, by_image)
-    first = g.op("CumSum", rows_per_image(g, images, batch), g.const(0, np.int64), exclusive=1)
-    rank = g.op("Sub", g.range(count), g.gather(first, ordered))
-    kept = g.op("Compress", order, g.op("Less", rank, g.const(keep, np.int64)), axis=0)
+    kept = g.op("Compress", order, _first_of_each_image(g, ordered, batch, keep), axis=0)
     return g.ops("TopK", [kept, g.shape(kept)], 2, axis=0, largest=0, sorted=1)[0]
+
+
+def _first_of_each_image(g: Graph, images: str, batch: str, keep: int) -> str:
+    """Which of rows that are ordered by image are among the first `keep` of theirs."""
+    first = g.op("CumSum", rows_per_image(g, images, batch), g.const(0, np.int64), exclusive=1)
+    rank = g.op("Sub", g.range(g.op("Shape", images, start=0, end=1)), g.gather(first, images))
+    return g.op("Less", rank, g.const(keep, np.int64))
 
 
 def overlap_matrix(g: Graph, boxes: str, normalized: bool) -> str:

@@ -9,5 +9,5 @@ DET_BLOCKS = 13  # of EfficientNet-Lite0: its first map of stride 32 is deep eno
 DET_FROZEN = 3  # of these, blocks that stay as they were pretrained
 DET_WIDTH = 64  # channels of the head
 DET_STRIDE = 8  # pixels of the input for a cell of the detector's output
-NMS = {"score_threshold": 0.025, "nms_threshold": 0.6, "nms_top_k": 1000, "keep_top_k": 100}
+NMS = {"score_threshold": 0.025, "nms_threshold": 0.6, "nms_top_k": 1024, "keep_top_k": 100}  # every cell
 REC_SIZE, DET_SIZE = 48, 256  # side of the inputs, pixels

@@ -79,7 +79,6 @@ class Det(nn.Layer):
         inputs = [BLOCKS[tap].outputs for tap in taps(DET_BLOCKS)[1:]]
         self.laterals = nn.LayerList([nn.Conv2D(channels, DET_WIDTH, 1) for channels in inputs])
         self.merges = nn.LayerList([nn.Conv2D(DET_WIDTH, DET_WIDTH, 3, padding=1) for _ in inputs])
-        self.towers = nn.LayerList([nn.Conv2D(DET_WIDTH, DET_WIDTH, 3, padding=1) for _ in range(2)])
         self.head = nn.Conv2D(DET_WIDTH, 5, 1)
         side = size // DET_STRIDE
         self.cells = side * side
@@ -92,8 +91,6 @@ class Det(nn.Layer):
         for level in (1, 0):
             x = self.laterals[level](maps[level + 1]) + F.interpolate(x, scale_factor=2, mode="nearest")
             x = F.relu(self.merges[level](x))
-        for tower in self.towers:
-            x = F.relu(tower(x))
         logits, sides = paddle.split(self.head(x), [1, 4], axis=1)
         distances = paddle.exp(sides.clip(-4.0, 4.0)).reshape([-1, 4, self.cells]).transpose([0, 2, 1])
         boxes = boxes_from_distances(self.centres, distances) * float(DET_STRIDE)

@@ -29,12 +29,12 @@ from . import DET_STRIDE
 from .protocol import ap50, not_suppressed, trainable, visible_boxes
 from .render import hue_matrix, kept_objects, recolour
 from .training import Run, adam_for_trunk_and_rest, frames, generalised_iou
-from .twin import Det, cell_centres, pretrained_det
+from .twin import Det, cell_centres, det_to_train
 
 SIDE = 512  # of a scene, pixels
 SPRITE = 144  # of a decoded object, pixels
 PASTED = (0.1, 0.5)  # long side of what is pasted, share of the picture's
-PHASES = ((0.3, 224, 16), (1.01, 288, 12))  # until this share of the time: pixels, pictures of a step
+PHASES = ((0.3, 224, 16), (1.01, 256, 14))  # until this share of the time: pixels, pictures of a step
 MOST = 12  # boxes of a picture
 HELD_BACK = 80  # first scenes, for the curve
 CENTRE = 0.6  # share of an object's width and height in which cells may answer for it
@@ -263,7 +263,7 @@ def train(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     ordinary, crowded = Scenes(args.scenes / "ordinary"), Scenes(args.scenes / "crowded")
     sprites = Sprites(args.assets, args.out / "objects.npz")
-    run = Run(pretrained_det, args.out, args.seed, adam_for_trunk_and_rest(args.lr, LR_HEAD), 0.995)
+    run = Run(lambda: det_to_train(args.weights), args.out, args.seed, adam_for_trunk_and_rest(args.lr, LR_HEAD), 0.995)
     rng = np.random.default_rng([args.seed, run.progress.step])
     limit, tick = args.minutes * 60, time.monotonic()
     losses, saved = [], run.progress.elapsed
@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, required=True, help="the prepared store")
     parser.add_argument("--scenes", type=Path, required=True, help="folder of `ordinary` and `crowded` scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder of the training; resumes what is there")
+    parser.add_argument("--weights", type=Path, help="weights.npz of an earlier training to start from")
     parser.add_argument("--minutes", type=float, default=40, help="length of the whole training")
     parser.add_argument("--lr", type=float, default=4e-4, help="of the trunk")
     parser.add_argument("--seed", type=int, default=0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -76,7 +78,6 @@ class Det(nn.Module):
         inputs = [BLOCKS[tap].outputs for tap in taps(DET_BLOCKS)[1:]]
         self.laterals = nn.ModuleList([nn.Conv2d(channels, DET_WIDTH, 1) for channels in inputs])
         self.merges = nn.ModuleList([conv_bn(DET_WIDTH, DET_WIDTH) for _ in inputs])
-        self.towers = nn.ModuleList([conv_bn(DET_WIDTH, DET_WIDTH) for _ in range(2)])
         self.head = nn.Conv2d(DET_WIDTH, 5, 1)
         with torch.no_grad():
             self.head.bias.copy_(torch.tensor([-4.0, 1.5, 1.5, 1.5, 1.5]))
@@ -88,8 +89,6 @@ class Det(nn.Module):
         for level in (1, 0):
             x = maps[level] + functional.interpolate(x, scale_factor=2, mode="nearest")
             x = functional.relu(self.merges[level](x))
-        for tower in self.towers:
-            x = functional.relu(tower(x))
         x = self.head(x).float()
         rows, columns = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)
@@ -98,11 +97,12 @@ class Det(nn.Module):
         return x[..., 0], torch.cat([centres - distances[..., :2], centres + distances[..., 2:]], -1)
 
 
-def pretrained_det() -> Det:
-    """A detector whose trunk knows ImageNet; the stem and the first blocks are not to change."""
+def det_to_train(weights: Path | None = None) -> Det:
+    """A detector whose trunk knows ImageNet, or that of an earlier training; the first blocks are not to change."""
     network = Det()
-    names = network.trunk.state_dict()
-    network.trunk.load_state_dict({k: torch.from_numpy(v) for k, v in pretrained().items() if k in names})
+    state = network.state_dict()
+    arrays = dict(np.load(weights)) if weights else {f"trunk.{name}": array for name, array in pretrained().items()}
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items() if name in state}, False)
     for name, parameter in network.trunk.named_parameters():
         first = name.startswith("stem") or int(name.split(".")[1]) < DET_FROZEN
         if first:
