@@ -133,15 +133,18 @@ def check(folder: Path, acknowledged: int) -> int:
     return gallery.version
 
 
-def run(folder: Path, kills: int, index_type: str = "HNSW32", seed: int = 0) -> list[int]:
-    """Kill a working process `kills` times; return the version found after each."""
+def run(folder: Path, kills: int, index_type: str = "HNSW32", seed: int = 0, flush: bool = True) -> list[int]:
+    """Kill a working process `kills` times; return the version found after each.
+
+    Without `flush` it does not wait for the disk; what a process has written outlives it in any case.
+    """
     dice = random.Random(seed)
     Gallery(DIM, metric="L2", index_type=index_type).save(folder)
     version = 1
     versions = []
     pace = 0.02  # seconds of a commit
     with subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(folder)],
+        [sys.executable, __file__, "--serve", str(folder), *([] if flush else ["--no-flush"])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -163,13 +166,16 @@ def run(folder: Path, kills: int, index_type: str = "HNSW32", seed: int = 0) -> 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--no-flush", action="store_true", help="do not wait for the disk")
     parser.add_argument("--serve", type=Path, help="for the script itself")
     arguments = parser.parse_args()
+    if arguments.no_flush:
+        os.fsync = lambda _: None
     if arguments.serve:
         serve(arguments.serve)
         return
     with tempfile.TemporaryDirectory() as folder:
-        versions = run(Path(folder) / "gallery", arguments.kills)
+        versions = run(Path(folder) / "gallery", arguments.kills, flush=not arguments.no_flush)
     print(f"{len(versions)} kills, {versions[-1]} versions, {len(state(versions[-1]))} items: nothing lost")
 
 

@@ -190,7 +190,7 @@ def test_nothing_is_lost_in_crashes(tmp_path) -> None:
     assert spec is not None and spec.loader is not None
     crash = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(crash)
-    versions = crash.run(tmp_path / "g", kills=20, index_type=KINDS[min(1, len(KINDS) - 1)])
+    versions = crash.run(tmp_path / "g", kills=20, index_type=KINDS[min(1, len(KINDS) - 1)], flush=False)
     assert len(versions) == 20 and versions[-1] > 5
 
 
