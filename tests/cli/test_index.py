@@ -170,4 +170,15 @@ def test_a_gallery_in_milvus(drinks: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["index", "info", where, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["items"] == 3
     assert main(["index", "compact", where]) == 2
-    assert "this one is in Milvus" in capsys.readouterr().err
+    assert "a gallery in Milvus is named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["salvage", "import", "export"])
+def test_no_folder_is_written_for_an_address_of_milvus(
+    command: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    assert main(["index", command, str(folder), "milvus://host/drinks"]) == 2
+    assert "a gallery in Milvus is named" in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == before

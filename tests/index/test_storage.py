@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ovseg import Gallery, GalleryError, SaveError, load_index
-from ovseg.index.gallery import salvage_index
+from ovseg import ConfigError, Gallery, GalleryError, SaveError, load_index
+from ovseg.index.gallery import load_folder, salvage_index
+from ovseg.index.paddlex import export_paddlex, import_paddlex
 from ovseg.index.storage import is_gallery
 
 ROOT = Path(__file__).parents[2]
@@ -292,6 +295,24 @@ def test_folders_that_are_no_galleries(tmp_path) -> None:
         load_index(tmp_path)
     with pytest.raises(GalleryError, match="is not a gallery"):
         load_index(Path(__file__))
+
+
+@pytest.mark.parametrize("name", ["milvus://host/drinks", "a\0b", None, 3])
+def test_what_can_be_no_folder(tmp_path, monkeypatch, name: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name is not None:  # which is the gallery's own
+        with pytest.raises(ConfigError):
+            Gallery(2).save(name)
+    for function in (load_folder, salvage_index, import_paddlex, partial(export_paddlex, Gallery(2))):
+        with pytest.raises(ConfigError):
+            function(name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_too_long_for_a_folder() -> None:
+    for function in (load_index, salvage_index, import_paddlex):
+        with pytest.raises(GalleryError, match="cannot be read"):
+            function("x" * 300)
 
 
 def test_the_files_of_others_are_left_alone(tmp_path) -> None:

@@ -27,9 +27,15 @@ METRIC = typer.Option("IP", "--metric-type", help="IP, L2 or hamming.")
 INDEX_TYPE = typer.Option("HNSW32", "--index-type", help="HNSW32, IVF, Flat or auto.")
 SKIP_BAD = typer.Option(False, "--skip-bad", help="Leave out pictures that are missing or cannot be read.")
 PIPELINE = typer.Option("PP-ShiTuV2", "--pipeline", help="Name of the pipeline, or path of its YAML file.")
-PADDLEX_SOURCE = typer.Argument(help="Folder with PaddleX's vector.index and id_map.yaml.", metavar="PADDLEX")
-PADDLEX_TARGET = typer.Argument(help="Folder to write for PaddleX.", metavar="PADDLEX")
-NEW = typer.Argument(help="Folder to write.", metavar="NEW")
+PADDLEX_SOURCE = typer.Argument(
+    help="Folder with PaddleX's vector.index and id_map.yaml.",
+    metavar="PADDLEX",
+    callback=lambda folder: _on_disk(folder),
+)
+PADDLEX_TARGET = typer.Argument(
+    help="Folder to write for PaddleX.", metavar="PADDLEX", callback=lambda folder: _on_disk(folder)
+)
+NEW = typer.Argument(help="Folder to write.", metavar="NEW", callback=lambda folder: _on_disk(folder))
 AS_JSON = typer.Option(False, "--json", help="Print JSON.")
 VERIFY = typer.Option(False, "--verify", help="Read all vectors and compare their checksums.")
 IDS = typer.Argument(None, help="Ids to remove.", metavar="[ID]...")
@@ -256,11 +262,9 @@ def salvage(folder: Path = FOLDER, new: Path = NEW, force: bool = FORCE) -> None
 
 
 def _on_disk(folder: Path) -> Path:
-    from ..errors import ConfigError
+    from ..index.storage import on_disk
 
-    if folder.parts[:1] in (("milvus:",), ("milvuss:",)):
-        raise ConfigError("This is for galleries in folders, and this one is in Milvus.", "Use the tools of Milvus.")
-    return folder
+    return on_disk(folder)
 
 
 def _save_new(gallery: Gallery, folder: Path, force: bool) -> None:

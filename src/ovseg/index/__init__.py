@@ -55,7 +55,7 @@ def load_index(where: str | Path, **options: Any) -> Gallery | MilvusGallery:
 
     Raises:
         GalleryError: not a gallery, or one that cannot be opened.
-        ConfigError: an address that has no meaning.
+        ConfigError: an address that has no meaning, or what can be no path.
         SaveError: `write`, and the folder cannot be written to.
         MissingExtra: a package that it needs is not installed.
     """

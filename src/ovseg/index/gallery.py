@@ -321,11 +321,12 @@ class Gallery:
         Raises:
             GalleryError: another process is writing, or has changed the folder since it was opened; or the
                 folder is damaged.
+            ConfigError: `folder` is not the path of a folder.
             SaveError: the folder cannot be written to.
         """
         if folder is None and self._folder is None:
             raise GalleryError("This gallery has no folder yet.", "Give save() a folder.")
-        target = self._folder if folder is None else Path(folder)
+        target = self._folder if folder is None else storage.on_disk(folder)
         assert target is not None
         ours = self._manifest is not None and self._folder is not None and _same(target, self._folder)
         if ours and self._release:
@@ -512,10 +513,11 @@ def load_folder(
 
     Raises:
         GalleryError: not a gallery, a damaged one (saying what can be saved), or one that is being written.
+        ConfigError: `folder` is not the path of a folder.
         SaveError: `write`, and the folder cannot be written to.
         MissingExtra: the package of its index type is not installed.
     """
-    path = Path(folder)
+    path = storage.on_disk(folder)
     release = None
     if write:
         storage.read_manifest(path)  # make no lock in what is not a gallery
@@ -538,9 +540,10 @@ def salvage_index(folder: str | Path) -> tuple[Gallery, list[str]]:
 
     Raises:
         GalleryError: nothing can be saved.
+        ConfigError: `folder` is not the path of a folder.
     """
-    path = Path(folder)
-    if not path.is_dir():
+    path = storage.on_disk(folder)
+    if not storage.is_folder(path):
         raise GalleryError(f"There is no folder {path}.", "Name the folder of a damaged gallery.")
     found = storage.salvage(path)
     gallery = Gallery._from_items(found.settings, found.ids, found.vectors, found.labels, found.metadata, found.next_id)

@@ -13,6 +13,7 @@ from ..errors import GalleryError, SaveError
 from .engine import Settings, engine_kind
 from .faiss import faiss_package
 from .gallery import Gallery
+from .storage import is_folder, on_disk
 
 VECTORS = "vector.index"
 # What PaddleX 3.7.2 writes, and what its user guide calls it.
@@ -27,9 +28,10 @@ def import_paddlex(folder: str | Path) -> Gallery:
 
     Raises:
         GalleryError: files that are missing or damaged, or whose vectors and ids do not agree.
+        ConfigError: `folder` is not the path of a folder.
         MissingExtra: faiss is not installed.
     """
-    folder = Path(folder)
+    folder = on_disk(folder)
     info = _read_info(folder)
     faiss = faiss_package()
     path = folder / VECTORS
@@ -64,15 +66,16 @@ def export_paddlex(gallery: Gallery, folder: str | Path) -> None:
 
     Raises:
         GalleryError: an empty gallery, or one of the hamming metric.
+        ConfigError: `folder` is not the path of a folder.
         SaveError: the folder cannot be written to.
         MissingExtra: faiss is not installed.
     """
+    folder = on_disk(folder)
     if not len(gallery):
         raise GalleryError("An empty gallery cannot be exported.", "Add items first.")
     if gallery.metric == "hamming":
         raise GalleryError("PaddleX 3.7.2 cannot open a hamming index of its own.", "Export IP or L2.")
     faiss = faiss_package()
-    folder = Path(folder)
     settings = gallery.settings
     # PaddleX knows no other M.
     kind = "HNSW" if settings.links else engine_kind(settings, len(gallery))
@@ -105,7 +108,7 @@ def export_paddlex(gallery: Gallery, folder: str | Path) -> None:
 
 def _read_info(folder: Path) -> dict[str, Any]:
     """Read the ids, the labels, the index type and the metric."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise GalleryError(f"There is no folder {folder}.", "Name a folder that PaddleX saved an index in.")
     found = [folder / name for name in ID_MAPS if (folder / name).is_file()]
     if not found:

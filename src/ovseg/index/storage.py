@@ -137,6 +137,32 @@ def is_gallery(folder: Path) -> bool:
         raise _unreadable(folder, error) from error
 
 
+def on_disk(folder: str | os.PathLike[str]) -> Path:
+    """Return the path of what is to be a folder.
+
+    Raises:
+        ConfigError: it is an address of Milvus, or can be no path.
+    """
+    if not isinstance(folder, str | os.PathLike) or "\0" in os.fspath(folder):
+        raise ConfigError(f"{folder!r} is not the path of a folder.", "Give a path.")
+    path = Path(folder)
+    if path.parts[:1] in (("milvus:",), ("milvuss:",)):
+        raise ConfigError("This is for folders, and a gallery in Milvus is named.", "Name a folder.")
+    return path
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder.
+
+    Raises:
+        GalleryError: it cannot be looked at.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def is_free(folder: Path) -> bool:
     """Whether a folder is not there, or holds no more than an interrupted first save leaves."""
     if not folder.exists():

@@ -17,6 +17,7 @@ from ..index import Gallery, Index, Matches, Settings, create_index, is_milvus, 
 from ..index.engine import require_engine
 from ..index.items import check_k, checked_labels
 from ..index.label_file import read_id_file
+from ..index.storage import on_disk
 from ..results.image_recognition import ImageRecognitionResult
 from ..schema import is_number
 from ..stages.detection import parse_threshold
@@ -211,7 +212,7 @@ class ImageRecognitionPipeline(Pipeline):
         settings = self.index_settings(metric_type, index_type, **options)
         require_engine(settings, len(pictures))
         return build_in_folder(
-            Path(folder),
+            on_disk(folder),
             settings,
             pictures,
             lambda images: self.embed(images, settings.metric),
