@@ -177,11 +177,11 @@ def test_arrays_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     refused(np.zeros(shape, np.uint8), str(shape))
 
 
-@pytest.mark.parametrize("kind", [list, tuple])
-def test_a_list_of_numbers_is_refused_once(kind: type) -> None:
+@pytest.mark.parametrize("numbers", [BGR.tolist(), tuple(BGR.tolist()), list(BGR[0, 0])])
+def test_a_list_of_numbers_is_refused_once(numbers: list[object] | tuple[object, ...]) -> None:
     errors: list[ImageError] = []
-    assert not list(read_images(kind(BGR.tolist()), on_error=errors.append))
-    assert [f"A {kind.__name__} of numbers is not an image" in str(error) for error in errors] == [True]
+    assert not list(read_images(numbers, on_error=errors.append))
+    assert [f"A {type(numbers).__name__} of numbers is not an image" in str(error) for error in errors] == [True]
 
 
 # -------------------------------------------------------------------------------------------------- bad files

@@ -164,7 +164,7 @@ def _items(source: object, max_pixels: float) -> Iterator[Image | OvsError]:
             yield from _video_items(name, max_pixels)
         else:
             yield from _file_items(name, _read_file, max_pixels)
-    elif isinstance(source, list | tuple) and isinstance(_first_leaf(source), int | float):
+    elif isinstance(source, list | tuple) and isinstance(_first_leaf(source), int | float | np.number):
         cause = f"A {type(source).__name__} of numbers is not an image."
         yield ImageError(cause, "Make an array of its pixels: np.array(pixels, np.uint8).")
     elif isinstance(source, list | tuple | Iterator) and not isinstance(source, io.IOBase):

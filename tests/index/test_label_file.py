@@ -43,8 +43,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for read in (read_label_file, read_id_file):
         with pytest.raises(GalleryError, match="There is no file"):
             read(tmp_path / "none.txt")
-        with pytest.raises(GalleryError, match="cannot be read"):
-            read(tmp_path)
+        for path in (tmp_path, "a\0b"):
+            with pytest.raises(GalleryError, match="cannot be read"):
+                read(path)
 
 
 def test_ids(tmp_path: Path) -> None:

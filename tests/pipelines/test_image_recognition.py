@@ -216,8 +216,12 @@ def test_galleries_that_cannot_be(pipeline, drinks: Path) -> None:
         pipeline.build_index(drinks, drinks / "labels.txt")
     with pytest.raises(GalleryError, match="There is no folder"):
         pipeline.build_index(drinks / "none", drinks / "gallery.txt")
+    with pytest.raises(GalleryError, match="cannot be read"):
+        pipeline.build_index("x" * 300, drinks / "gallery.txt")
     with pytest.raises(GalleryError, match="no picture"):
         pipeline.build_index([], [])
+    with pytest.raises(GalleryError, match="1 of 2 pictures cannot be used:\n  A list without an image"):
+        pipeline.build_index([plain(RED), []], ["red", "none"])
     with pytest.raises(ConfigError, match="2 images and 1 labels"):
         pipeline.build_index([plain(RED)] * 2, ["red"])
     with pytest.raises(ConfigError, match="gallery_imgs is a"):

@@ -60,9 +60,9 @@ def _lines(path: str | os.PathLike[str], form: str) -> list[tuple[int, str]]:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise GalleryError(f"There is no file {path}.", f"Name a text file with {form}.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise GalleryError(
-            f"{path} cannot be read: {error.strerror or error}.", f"Name a text file with {form}."
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.", f"Name a text file with {form}."
         ) from error
     try:
         text = data.decode("utf-8-sig")

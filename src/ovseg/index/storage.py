@@ -143,9 +143,10 @@ def on_disk(folder: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigError: it is an address of Milvus, or can be no path.
     """
-    if not isinstance(folder, str | os.PathLike) or "\0" in os.fspath(folder):
-        raise ConfigError(f"{folder!r} is not the path of a folder.", "Give a path.")
-    path = Path(folder)
+    name = os.fsdecode(folder) if isinstance(folder, str | os.PathLike) else folder
+    if not isinstance(name, str) or "\0" in name:
+        raise ConfigError(f"{name!r} is not the path of a folder.", "Give a path.")
+    path = Path(name)
     if path.parts[:1] in (("milvus:",), ("milvuss:",)):
         raise ConfigError("This is for folders, and a gallery in Milvus is named.", "Name a folder.")
     return path

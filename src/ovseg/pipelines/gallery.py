@@ -19,7 +19,7 @@ from ..images import read_images
 from ..index import Gallery, Index, Settings
 from ..index.gallery import load_folder
 from ..index.label_file import read_label_file
-from ..index.storage import is_free, is_gallery, read_manifest
+from ..index.storage import is_folder, is_free, is_gallery, read_manifest
 
 # Pictures that are read before they are embedded and added together.
 _AT_ONCE = 64
@@ -59,7 +59,7 @@ def list_pictures(gallery_imgs: Any, gallery_label: Any) -> list[Picture]:
                 "Give the folder that its paths start from, or two lists.",
             )
         root = Path(gallery_imgs)
-        if not root.is_dir():
+        if not is_folder(root):
             raise GalleryError(f"There is no folder {root}.", "Name the folder that the paths of the list start from.")
         names, labels = read_label_file(gallery_label)
         return [Picture(root / name, label, name) for name, label in zip(names, labels, strict=True)]
@@ -284,5 +284,6 @@ def _read(picture: Picture, bad: BadPictures, max_pixels: int) -> Iterator[np.nd
         for image in read_images(picture.source, max_pixels=max_pixels):
             yield image.pixels
             return
+        bad.add(ImageError("A list without an image is among the pictures.", "Give an image for each label."))
     except OvsError as error:
         bad.add(error)
