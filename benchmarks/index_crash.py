@@ -9,6 +9,7 @@ each vector that this version should have, once, unchanged, and no other. Prints
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import os
 import random
@@ -67,7 +68,7 @@ def work(folder: Path) -> None:
 
 
 def serve(folder: Path) -> None:
-    """Start a working process for each line of the input, and say when it is dead."""
+    """Start a working process for each line of the input, and say when it is dead, and with what exit code."""
     for _ in sys.stdin:
         child = os.fork()  # far faster than a new interpreter
         if not child:
@@ -79,8 +80,8 @@ def serve(folder: Path) -> None:
                 traceback.print_exc()
             finally:
                 os._exit(1)
-        os.waitpid(child, 0)
-        print("dead", flush=True)
+        _, status = os.waitpid(child, 0)
+        print("dead", os.waitstatus_to_exitcode(status), flush=True)
 
 
 class Worker:
@@ -100,19 +101,30 @@ class Worker:
             RuntimeError: it has ended, and nobody killed it.
         """
         line = self.lines.readline()
-        if line in ("dead\n", ""):
-            raise RuntimeError("The working process has ended by itself; its last words are above.")
+        if line.startswith("dead") or not line:
+            raise _ended()
         return line.strip()
 
     def kill(self) -> list[str]:
-        """Kill it; return what it had said that was not yet read."""
-        os.kill(self.pid, signal.SIGKILL)
+        """Kill it; return what it had said that was not yet read.
+
+        Raises:
+            RuntimeError: it had ended before.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
         said = []  # a line is written whole or not at all
-        while (line := self.lines.readline()) != "dead\n":
+        while not (line := self.lines.readline()).startswith("dead"):
             if not line:
                 raise RuntimeError("The process that waits for the working one has ended.")
             said.append(line.strip())
+        if line != f"dead {-signal.SIGKILL}\n":
+            raise _ended()
         return said
+
+
+def _ended() -> RuntimeError:
+    return RuntimeError("The working process has ended by itself; its last words are above.")
 
 
 def check(folder: Path, acknowledged: int) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -187,13 +190,29 @@ def test_two_writers(tmp_path) -> None:
     assert len(load_index(tmp_path / "g")) == 2999
 
 
-def test_nothing_is_lost_in_crashes(tmp_path) -> None:
+def crash_test() -> ModuleType:
     script = ROOT / "benchmarks" / "index_crash.py"
     spec = importlib.util.spec_from_file_location("index_crash", script)
     assert spec is not None and spec.loader is not None
     crash = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(crash)
-    versions = crash.run(tmp_path / "g", kills=20, index_type=KINDS[min(1, len(KINDS) - 1)], flush=False)
+    return crash
+
+
+def test_a_worker_that_ends_by_itself_is_not_taken_for_killed(tmp_path) -> None:
+    crash = crash_test()
+    Gallery(crash.DIM, metric="L2").save(tmp_path / "g")
+    command = [sys.executable, crash.__file__, "--serve", str(tmp_path / "g")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        worker = crash.Worker(server)
+        os.kill(worker.pid, signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(RuntimeError, match="ended by itself"):
+            worker.kill()
+
+
+def test_nothing_is_lost_in_crashes(tmp_path) -> None:
+    versions = crash_test().run(tmp_path / "g", kills=20, index_type=KINDS[min(1, len(KINDS) - 1)], flush=False)
     assert len(versions) == 20 and versions[-1] > 5
 
 
