@@ -119,9 +119,8 @@ def _open_folder(folder: Path, origin: str) -> PaddleModel:
                 f"{origin} is incomplete: {path.name}, which holds {holds}, is missing.",
                 "Download or export the model again, whole.",
             )
-    for path in (program, parameters):
-        if not path.stat().st_size:
-            raise ModelError(f"{origin}: {path.name} is empty.", "Download or export the model again, whole.")
+    if not program.stat().st_size:
+        raise ModelError(f"{origin}: {program.name} is empty.", "Download or export the model again, whole.")
     config = schema.read_yaml(config_path, ModelError)
     if not isinstance(config, dict) or not config:
         raise ModelError(

@@ -115,11 +115,12 @@ def test_a_missing_file_is_named(missing: str, tmp_path: Path) -> None:
     assert "rec.tar" in error.value.cause
 
 
-@pytest.mark.parametrize("empty", ["inference.json", "inference.pdiparams"])
-def test_an_empty_file_is_named(empty: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", ["inference.json", "inference.pdmodel"])
+def test_an_empty_program_is_named(program: str, tmp_path: Path) -> None:
+    files = {name: content for name, content in FILES.items() if name != "inference.json"}
     archive = tmp_path / "rec.tar"
-    archive.write_bytes(tar_of(in_folder("rec", FILES | {empty: b""})))
-    with pytest.raises(ModelError, match=rf"rec\.tar: {re.escape(empty)} is empty"), open_source(archive):
+    archive.write_bytes(tar_of(in_folder("rec", files | {program: b""})))
+    with pytest.raises(ModelError, match=rf"rec\.tar: {re.escape(program)} is empty"), open_source(archive):
         raise AssertionError("not reached")
 
 
