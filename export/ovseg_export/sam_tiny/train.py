@@ -44,6 +44,7 @@ class Phase:
 # Small frames first: most of what a promptable segmenter learns does not need resolution. They show a part of the
 # scene, so that things keep their size.
 SMALL, WHOLE = Phase(256, 12, 4, (0.45, 0.9)), Phase(SIZE, 5, 5, (0.6, 1.3))
+BOXES = 0.55  # share of the prompts that are boxes
 TRUNK = 0.2  # of the rate, for what was pretrained
 HELD = 0.55  # the share of the time after which the rate is let down
 WARM_UP = 100  # steps
@@ -239,9 +240,9 @@ def corrective_click(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.
 
 
 def first_prompts(boxes: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two in five prompts are boxes, a tenth of those with a click. Returns coords, labels, is_box."""
+    """Boxes and single points, a tenth of the boxes with a click. Returns coords, labels, is_box."""
     count = len(boxes)
-    is_box = torch.rand(count) < 0.4
+    is_box = torch.rand(count) < BOXES
     both = is_box & (torch.rand(count) < 0.1)
     coords, labels = torch.zeros(count, 3, 2), torch.full((count, 3), -1.0)
     coords[:, 0] = torch.where(is_box[:, None], boxes[:, :2], points)
