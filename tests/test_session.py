@@ -253,21 +253,20 @@ def test_no_caller_waits_while_another_runs_again_and_again(linear):
 
 def test_a_turn_that_ends_goes_to_whoever_waits():
     turns = _Turns(2)
-    long, short = turns.taken(), turns.taken()
-    long.__enter__()
-    short.__enter__()
+    for _ in ("long", "short"):
+        turns.__enter__()
     ran = threading.Event()
 
     def wait() -> None:
-        with turns.taken():
+        with turns:
             ran.set()
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(wait)
         assert not ran.wait(0.1)
-        short.__exit__(None, None, None)
+        turns.__exit__()  # the short one
         in_time = ran.wait(5)
-        long.__exit__(None, None, None)
+        turns.__exit__()
         waiting.result()
     assert in_time
 
@@ -276,7 +275,7 @@ def test_as_many_at_once_as_there_are_turns_and_errors_give_theirs_back():
     turns, inside, most = _Turns(3), [], []
 
     def work(number: int) -> None:
-        with contextlib.suppress(ZeroDivisionError), turns.taken():
+        with contextlib.suppress(ZeroDivisionError), turns:
             inside.append(number)
             most.append(len(inside))
             time.sleep(0.001)

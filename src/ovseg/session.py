@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,6 +151,8 @@ class Session:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.inputs = tuple(self._info(node) for node in self._session.get_inputs())
         self.outputs = tuple(self._info(node) for node in self._session.get_outputs())
+        self._expected = {info.name: info for info in self.inputs}
+        self._known = [info.name for info in self.outputs]
         self._memory = (_MEMORIES.get(self.providers[0], "cpu"), self.device.index)
         graph = self.device.providers[0].is_on("enable_cuda_graph")
         if graph:
@@ -191,14 +192,15 @@ class Session:
 
     def _run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None, run: Callable[..., Any]) -> Any:
         self._check_feeds(feeds)
-        known = [info.name for info in self.outputs]
-        wanted = known if outputs is None else list(outputs)
-        if unknown := [name for name in wanted if name not in known]:
-            raise ConfigError(f"{self._label} has no output {unknown[0]!r}.", f"Its outputs are {', '.join(known)}.")
+        wanted = self._known if outputs is None else list(outputs)
+        if unknown := [name for name in wanted if name not in self._known]:
+            raise ConfigError(
+                f"{self._label} has no output {unknown[0]!r}.", f"Its outputs are {', '.join(self._known)}."
+            )
         if not wanted:  # ONNX Runtime takes an empty list for all
             return {}
         try:
-            with self._turns.taken():
+            with self._turns:
                 values = run(feeds, wanted)
         except Exception as error:
             raise self._failed(feeds, error) from error
@@ -231,7 +233,8 @@ class Session:
 
     def _failed(self, feeds: Mapping[str, Tensor], error: Exception) -> RunError:
         """Build the error of a run, which says what the model was given."""
-        given = ", ".join(f"{name} {dtype}{list(shape)}" for name, (dtype, shape) in _described(feeds).items())
+        described = {name: _described(value) for name, value in feeds.items()}
+        given = ", ".join(f"{name} {dtype}{list(shape)}" for name, (dtype, shape) in described.items())
         elsewhere = "" if self.device.kind == "cpu" else ', or use device="cpu" (--device cpu)'
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             return RunError(
@@ -239,7 +242,7 @@ class Session:
                 f"Set OVSEG_DEBUG=1 to see ONNX Runtime's log{elsewhere}.",
             )
         free = [info.name for info in self.inputs if info.shape and not isinstance(info.shape[0], int)]
-        batch = max((_described(feeds)[name][1][0] for name in free), default=1)
+        batch = max((described[name][1][0] for name in free), default=1)
         smaller = f"Use a batch of less than {batch} (batch_size, prompt_batch), or" if batch > 1 else "Give it"
         where = f"{self.providers[0]} with a batch of {batch}" if free else self.providers[0]
         return RunError(
@@ -300,18 +303,16 @@ class Session:
         return TensorInfo(node.name, dtype, tuple(node.shape))
 
     def _check_feeds(self, feeds: Mapping[str, Tensor]) -> None:
-        expected = {info.name: info for info in self.inputs}
-        if feeds.keys() != expected.keys():
+        if feeds.keys() != self._expected.keys():
             raise ConfigError(
-                f"{self._label} was given the inputs {sorted(feeds)}.", f"Give exactly {sorted(expected)}."
+                f"{self._label} was given the inputs {sorted(feeds)}.", f"Give exactly {sorted(self._expected)}."
             )
         for name, value in feeds.items():
             if not isinstance(value, np.ndarray) and not hasattr(value, "data_ptr"):
                 raise ConfigError(
                     f"The input {name!r} of {self._label} is a {type(value).__name__}.", "Give a numpy array."
                 )
-        for name, (dtype, shape) in _described(feeds).items():
-            info = expected[name]
+            (dtype, shape), info = _described(value), self._expected[name]
             fits = not info.shape or (
                 len(shape) == len(info.shape)
                 and all(got == want for got, want in zip(shape, info.shape, strict=True) if isinstance(want, int))
@@ -365,24 +366,24 @@ class _Turns:
         self._free = self._at_once = at_once
         self._gate, self._counting = threading.Lock(), threading.Lock()
 
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """Wait for a turn, and give it back."""
+    def __enter__(self) -> None:
+        """Wait for a turn."""
         if not self._at_once:
-            yield
             return
         self._gate.acquire()
         with self._counting:
             self._free -= 1
             if self._free:
                 self._gate.release()
-        try:
-            yield
-        finally:
-            with self._counting:
-                self._free += 1
-                if self._free == 1:
-                    self._gate.release()
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        if not self._at_once:
+            return
+        with self._counting:
+            self._free += 1
+            if self._free == 1:
+                self._gate.release()
 
 
 def runs_at_once(threads: int, cpus: int) -> int:
@@ -411,14 +412,11 @@ def check_fixed(label: str, tensors: Sequence[TensorInfo]) -> None:
             )
 
 
-def _described(feeds: Mapping[str, Tensor]) -> dict[str, tuple[np.dtype[Any], Sequence[int]]]:
-    """Return dtype and shape of arrays, and of tensors that lie on a device."""
-    return {
-        name: (value.dtype, value.shape)
-        if isinstance(value, np.ndarray)
-        else (np.dtype(_DTYPES[value.data_type()[7:-1]]), value.shape())
-        for name, value in feeds.items()
-    }
+def _described(value: Tensor) -> tuple[np.dtype[Any], Sequence[int]]:
+    """Return dtype and shape of an array, or of a tensor that lies on a device."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape
+    return np.dtype(_DTYPES[value.data_type()[7:-1]]), value.shape()
 
 
 def _session_options(ort: Any, threads: int | None, optimization: str) -> Any:

@@ -63,9 +63,13 @@ class Embedder:
         Args:
             pixels: HxWx3 uint8 BGR, of any size each.
         """
-        parts = [np.empty((0, self.dim), np.float32)]
-        for start in range(0, len(pixels), self._batch_size):
-            batch = prepare(pixels[start : start + self._batch_size], self._preprocessing).image
-            feeds = {"image": batch.astype(self._dtype, copy=False)}
-            parts.append(self._session.run(feeds, ["embedding"])["embedding"].astype(np.float32, copy=False))
-        return normalise(np.concatenate(parts))
+        parts = [
+            self._embed(pixels[start : start + self._batch_size]) for start in range(0, len(pixels), self._batch_size)
+        ]
+        if len(parts) == 1:
+            return normalise(parts[0])
+        return normalise(np.concatenate([np.empty((0, self.dim), np.float32), *parts]))
+
+    def _embed(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        feeds = {"image": prepare(pixels, self._preprocessing).image.astype(self._dtype, copy=False)}
+        return self._session.run(feeds, ["embedding"])["embedding"].astype(np.float32, copy=False)

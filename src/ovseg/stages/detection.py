@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ class Preprocessing:
     stride: int = 1
     normalise_first: bool = False
 
+    @functools.cached_property
+    def line(self) -> tuple[np.ndarray, np.ndarray]:
+        """What pixels are multiplied with and what is added to the product, 3x1x1 float32 each."""
+        std = np.array(self.std).reshape(3, 1, 1)
+        return (1 / std).astype(np.float32), (-np.array(self.mean).reshape(3, 1, 1) / std).astype(np.float32)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -51,13 +58,24 @@ class Prepared:
 
     Attributes:
         image: Nx3xhxw float32, R, G, B, normalised and padded.
-        im_shape: Nx2 float32, (height, width) of each resized image, before padding.
-        scale_factor: Nx2 float32, the same over (height, width) of the original image.
+        shapes: (height, width) of each resized image, before padding.
+        sizes: (height, width) of each original image.
     """
 
     image: np.ndarray
-    im_shape: np.ndarray
-    scale_factor: np.ndarray
+    shapes: list[tuple[int, int]]
+    sizes: list[tuple[int, int]]
+
+    @property
+    def im_shape(self) -> np.ndarray:
+        """`shapes` as an input of a graph, Nx2 float32."""
+        return np.array(self.shapes, dtype=np.float32)
+
+    @property
+    def scale_factor(self) -> np.ndarray:
+        """`shapes` over `sizes`, Nx2 float32."""
+        scale: np.ndarray = np.array(self.shapes) / np.array(self.sizes)
+        return scale.astype(np.float32)
 
 
 def read_preprocessing(facts: Mapping[str, Any], where: str) -> Preprocessing:
@@ -126,24 +144,23 @@ def prepare(pixels: Sequence[np.ndarray], preprocessing: Preprocessing) -> Prepa
         pixels: HxWx3 uint8 BGR, one or more; not changed. Of one size, if their ratio is kept.
         preprocessing: how.
     """
-    sizes = np.array([image.shape[:2] for image in pixels])
-    shapes = np.array([resized_shape(int(height), int(width), preprocessing) for height, width in sizes])
+    sizes = [(image.shape[0], image.shape[1]) for image in pixels]
+    shapes = [resized_shape(height, width, preprocessing) for height, width in sizes]
     stride, (rows, columns) = preprocessing.stride, shapes[0]
     shape = (len(pixels), 3, rows + -rows % stride, columns + -columns % stride)
     padded = (np.empty if shape[2:] == (rows, columns) else np.zeros)(shape, dtype=np.float32)
+    factor, offset = preprocessing.line
     for image, planes in zip(pixels, padded[..., :rows, :columns], strict=True):
         # Resizing is linear in the pixels, so floats may be resized before the normalisation or after it; only
         # resized bytes would be rounded. The resized image is the smaller one in general.
         source = image.astype(np.float32) if preprocessing.normalise_first else image
         if (rows, columns) != image.shape[:2]:
-            source = cv2.resize(source, (int(columns), int(rows)), interpolation=preprocessing.interpolation)
-        for channel, plane, mean, std in zip(
-            reversed(cv2.split(source)), planes, preprocessing.mean, preprocessing.std, strict=True
-        ):
-            # A product and a sum, in PaddleX's order, so that the last bit is the same as well.
-            np.multiply(channel, np.float32(1 / std), out=plane)
-            plane += np.float32(-mean / std)
-    return Prepared(padded, shapes.astype(np.float32), (shapes / sizes).astype(np.float32))
+            source = cv2.resize(source, (columns, rows), interpolation=preprocessing.interpolation)
+        np.copyto(planes, source.transpose(2, 0, 1)[::-1])
+        # A product and a sum, in PaddleX's order, so that the last bit is the same as well.
+        planes *= factor
+        planes += offset
+    return Prepared(padded, shapes, sizes)
 
 
 def parse_threshold(

@@ -31,7 +31,7 @@ def normalise(embeddings: np.ndarray) -> np.ndarray:
     >>> normalise(np.array([[3, 4]], np.float32)).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """
-    lengths = np.sqrt(np.sum(np.square(embeddings), axis=1, keepdims=True))
+    lengths = np.sqrt(np.square(embeddings).sum(axis=1, keepdims=True))
     # A network that gives zeros has nothing to say of the image: its embedding stays zero, near to nothing.
     unit: np.ndarray = np.divide(embeddings, lengths, out=np.zeros_like(embeddings), where=lengths > 0)
     return unit

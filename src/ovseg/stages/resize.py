@@ -53,8 +53,8 @@ def normalise_and_pad(pixels: np.ndarray, size: int, mean: Sequence[float], std:
     """
     height, width = pixels.shape[:2]
     padded = np.zeros((1, 3, size, size), dtype=np.float32)
-    for channel in range(3):
-        plane = padded[0, channel, :height, :width]
-        np.subtract(pixels[..., 2 - channel], np.float32(mean[channel]), out=plane)
-        np.divide(plane, np.float32(std[channel]), out=plane)
+    planes = padded[0, :, :height, :width]
+    np.copyto(planes, pixels.transpose(2, 0, 1)[::-1])
+    planes -= np.array(mean, dtype=np.float32).reshape(3, 1, 1)
+    planes /= np.array(std, dtype=np.float32).reshape(3, 1, 1)
     return padded
