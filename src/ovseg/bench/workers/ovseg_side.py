@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from ovseg.pipelines.sam import SamModel
 from ovseg.pipelines.segmenter import Segmenter
 from ovseg.stages.prompts import parse_boxes
 
-Call = Callable[[int], float]
+Call = Callable[[int], Any]
+Number = Callable[[Any], float]
 Event = tuple[str, Clocks, Clocks]
 Run = tuple[Any, list[str], dict[str, np.ndarray]]
 INSTANCES = 20  # are kept of a model that finds nothing with its own threshold, such as one of random weights
@@ -105,13 +106,14 @@ class Side:
     """Something of ours.
 
     Attributes:
-        call: runs it once with a batch; returns a number that tells whether others find the same.
+        call: runs it once with a batch; returns what it found.
+        number: makes of that a number that tells whether others find the same.
         settings: what the other sides must use as well.
     """
 
-    def __init__(self, call: Call, watch: Watch, settings: dict[str, Any]) -> None:
+    def __init__(self, call: Call, number: Number, watch: Watch, settings: dict[str, Any]) -> None:
         self._watch, self.settings = watch, settings
-        self.call = call
+        self.call, self.number = call, number
 
     def stages(self, batch: int) -> dict[str, dict[str, float]]:
         """Seconds of a call by stage; what comes before the last run of a session is preprocessing."""
@@ -175,7 +177,15 @@ def load(request: dict[str, Any]) -> Side:
     }
     settings: dict[str, Any] = {}
     maker = makers.get(subject["runs"], _segmenter)
-    return Side(maker(subject, request, settings), watch, settings)
+    return Side(*maker(subject, request, settings), watch, settings)
+
+
+def _boxes(results: list[Any]) -> float:
+    return float(sum(len(result["boxes"]) for result in results))
+
+
+def _area(masks: Iterable[np.ndarray]) -> float:
+    return float(sum(np.count_nonzero(mask) for mask in masks))
 
 
 def _pixels(subject: dict[str, Any]) -> np.ndarray:
@@ -192,31 +202,30 @@ def _model(subject: dict[str, Any], request: dict[str, Any], make: Any, **option
     return make(folder, resolve_device(request["device"]), session_options={"threads": request["threads"]}, **options)
 
 
-def _promptable(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> Call:
+def _promptable(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> tuple[Call, Number]:
     pipeline: Any = create_pipeline(
         subject["runs"], model_dir=subject["folders"]["model"], embedding_cache=0, **_options(request)
     )
 
-    def call(batch: int) -> float:
-        results = pipeline.predict([subject["image"]] * batch, prompt=subject["boxes"], prompt_type="box")
-        return float(sum(np.count_nonzero(mask) for result in results for mask in result["masks"]))
+    def call(batch: int) -> list[Any]:
+        return list(pipeline.predict([subject["image"]] * batch, prompt=subject["boxes"], prompt_type="box"))
 
-    return call
+    return call, lambda results: _area(mask for result in results for mask in result["masks"])
 
 
-def _instances(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> Call:
+def _instances(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> tuple[Call, Number]:
     pipeline: Any = create_pipeline(subject["runs"], model_dir=subject["folders"]["model"], **_options(request))
 
-    def call(batch: int, threshold: float | None = None) -> float:
-        least = settings["threshold"] if threshold is None else threshold
-        results = pipeline.predict([subject["image"]] * batch, threshold=least, batch_size=batch)
-        return float(sum(len(result["boxes"]) for result in results))
+    def call(batch: int) -> list[Any]:
+        images = [subject["image"]] * batch
+        return list(pipeline.predict(images, threshold=settings["threshold"], batch_size=batch))
 
     settings["threshold"] = 0.5
-    if not call(1):
-        (result,) = pipeline.predict(subject["image"], threshold=0.0)
+    if not _boxes(call(1)):
+        settings["threshold"] = 0.0
+        (result,) = call(1)
         settings["threshold"] = _between(sorted((box["score"] for box in result["boxes"]), reverse=True))
-    return call
+    return call, _boxes
 
 
 def _between(scores: list[float]) -> float:
@@ -225,69 +234,62 @@ def _between(scores: list[float]) -> float:
     return float(sum(pairs[-1]) / 2) if pairs else 0.5
 
 
-def _recognition(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> Call:
+def _recognition(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> tuple[Call, Number]:
     folders = subject["folders"]
     pipeline: Any = create_pipeline(
         subject["runs"], det_model_dir=folders["detection"], model_dir=folders["recognition"], **_options(request)
     )
     index = pipeline.build_index(subject["gallery"], subject["labels"], index_type="Flat")
 
-    def call(batch: int) -> float:
-        results = pipeline.predict([subject["image"]] * batch, index=index, batch_size=batch)
-        return float(sum(len(result["boxes"]) for result in results))
+    def call(batch: int) -> list[Any]:
+        return list(pipeline.predict([subject["image"]] * batch, index=index, batch_size=batch))
 
-    return call
+    return call, _boxes
 
 
-def _sam_encoder(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> Call:
+def _sam_encoder(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> tuple[Call, Number]:
     model, pixels = _model(subject, request, SamModel, batch=16), _pixels(subject)
 
-    def call(batch: int) -> float:
+    def call(batch: int) -> None:
         for _ in range(batch):
             model.embed(pixels)
-        return 0.0
 
-    return call
+    return call, lambda nothing: 0.0
 
 
-def _sam_decoder(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> Call:
+def _sam_decoder(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> tuple[Call, Number]:
     model, pixels = _model(subject, request, SamModel, batch=16), _pixels(subject)
     embedding = model.embed(pixels)
     prompts = {batch: parse_boxes([subject["boxes"][0]] * batch) for batch in subject["batches"]}
-
-    def call(batch: int) -> float:
-        return float(np.count_nonzero(model.segment(embedding, prompts[batch])))
-
-    return call
+    return lambda batch: model.segment(embedding, prompts[batch]), _area
 
 
-def _detector(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> Call:
+def _detector(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> tuple[Call, Number]:
     model, pixels = _model(subject, request, Detector), _pixels(subject)
     thresholds = np.full(1, 0.5, np.float32)
+    return (
+        lambda batch: model.detect([pixels] * batch, thresholds),
+        lambda found: float(sum(len(one.boxes) for one in found)),
+    )
 
-    return lambda batch: float(sum(len(one.boxes) for one in model.detect([pixels] * batch, thresholds)))
 
-
-def _embedder(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> Call:
+def _embedder(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> tuple[Call, Number]:
     model, pixels = _model(subject, request, Embedder, batch_size=16), _pixels(subject)
-
-    def call(batch: int) -> float:
-        return float(np.abs(model.embed([pixels] * batch)).sum())
-
-    return call
+    return lambda batch: model.embed([pixels] * batch), lambda found: float(np.abs(found).sum())
 
 
-def _segmenter(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> Call:
+def _segmenter(subject: dict[str, Any], request: dict[str, Any], settings: dict[str, Any]) -> tuple[Call, Number]:
     model, pixels = _model(subject, request, Segmenter), _pixels(subject)
     count = len(open_model_folder(subject["folders"]["model"]).labels)
 
-    def found(batch: int, threshold: float) -> list[Any]:
-        thresholds = np.full(count, threshold, np.float32)
+    def call(batch: int) -> list[Any]:
+        thresholds = np.full(count, settings["threshold"], np.float32)
         if model.takes_batches:
             return list(model.segment([pixels] * batch, thresholds))
         return [model.segment([pixels], thresholds)[0] for _ in range(batch)]
 
     settings["threshold"] = 0.5
-    if not len(found(1, 0.5)[0].scores):
-        settings["threshold"] = _between(sorted(found(1, 0.0)[0].scores.tolist(), reverse=True))
-    return lambda batch: float(sum(len(one.scores) for one in found(batch, settings["threshold"])))
+    if not len(call(1)[0].scores):
+        settings["threshold"] = 0.0
+        settings["threshold"] = _between(sorted(call(1)[0].scores.tolist(), reverse=True))
+    return call, lambda found: float(sum(len(one.scores) for one in found))

@@ -12,12 +12,15 @@ import yaml
 from paddlex import create_model, create_pipeline
 from paddlex.inference.models.image_feature.processors import NormalizeFeatures
 
+Call = Callable[[int], list[Any]]
+Number = Callable[[list[Any]], float]
+
 
 class Side:
-    """A pipeline or a model."""
+    """A pipeline or a model; `ovseg_side.Side` says what its parts are."""
 
-    def __init__(self, call: Callable[[int], float]) -> None:
-        self.call = call
+    def __init__(self, call: Call, number: Number) -> None:
+        self.call, self.number = call, number
 
 
 def load(request: dict[str, Any]) -> Side:
@@ -30,7 +33,11 @@ def load(request: dict[str, Any]) -> Side:
         "instance_segmentation": _instances,
         "PP-ShiTuV2": _recognition,
     }
-    return Side(pipelines.get(subject["runs"], _model)(subject, request))
+    return Side(*pipelines.get(subject["runs"], _model)(subject, request))
+
+
+def _boxes(results: list[Any]) -> float:
+    return float(sum(len(result["boxes"]) for result in results))
 
 
 def _repair() -> None:
@@ -57,32 +64,30 @@ def _module(kind: str, folder: str) -> dict[str, Any]:
     return {"module_name": kind, "model_name": _name(folder), "model_dir": folder, "batch_size": 1}
 
 
-def _promptable(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
+def _promptable(subject: dict[str, Any], request: dict[str, Any]) -> tuple[Call, Number]:
     # PaddleX's pipeline of that name hands the call on to this model, loads a second one for points, and asks for an
     # extra that neither needs.
     model = create_model(_name(folder := subject["paddle"]["model"]), model_dir=folder, device="cpu")
 
-    def call(batch: int) -> float:
-        results = model.predict([subject["image"]] * batch, prompts={"box_prompt": subject["boxes"]})
-        return float(sum(np.count_nonzero(mask) for result in results for mask in result["masks"]))
+    def call(batch: int) -> list[Any]:
+        return list(model.predict([subject["image"]] * batch, prompts={"box_prompt": subject["boxes"]}))
 
-    return call
+    return call, lambda results: float(sum(np.count_nonzero(mask) for result in results for mask in result["masks"]))
 
 
-def _instances(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
+def _instances(subject: dict[str, Any], request: dict[str, Any]) -> tuple[Call, Number]:
     module = _module("instance_segmentation", subject["paddle"]["model"]) | {"threshold": 0.5}
     pipeline = _pipeline("instance_segmentation", {"InstanceSegmentation": module})
     threshold = request["settings"]["threshold"]
 
-    def call(batch: int) -> float:
+    def call(batch: int) -> list[Any]:
         pipeline.instance_segmentation_model.batch_sampler.batch_size = batch
-        results = pipeline.predict([subject["image"]] * batch, threshold=threshold)
-        return float(sum(len(result["boxes"]) for result in results))
+        return list(pipeline.predict([subject["image"]] * batch, threshold=threshold))
 
-    return call
+    return call, _boxes
 
 
-def _recognition(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
+def _recognition(subject: dict[str, Any], request: dict[str, Any]) -> tuple[Call, Number]:
     paddle = subject["paddle"]
     modules = {
         "Detection": _module("text_detection", paddle["detection"]),
@@ -91,25 +96,23 @@ def _recognition(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[
     pipeline = _pipeline("PP-ShiTuV2", modules)
     index = pipeline.build_index(subject["gallery"], subject["labels"], index_type="Flat")
 
-    def call(batch: int) -> float:
+    def call(batch: int) -> list[Any]:
         for sampler in (pipeline.batch_sampler, pipeline.det_model.batch_sampler, pipeline.rec_model.batch_sampler):
             sampler.batch_size = batch
-        results = pipeline.predict([subject["image"]] * batch, index=index)
-        return float(sum(len(result["boxes"]) for result in results))
+        return list(pipeline.predict([subject["image"]] * batch, index=index))
 
-    return call
+    return call, _boxes
 
 
-def _model(subject: dict[str, Any], request: dict[str, Any]) -> Callable[[int], float]:
+def _model(subject: dict[str, Any], request: dict[str, Any]) -> tuple[Call, Number]:
     model = create_model(_name(folder := subject["paddle"]["model"]), model_dir=folder, device="cpu")
     pixels = cv2.imread(subject["image"])
     options = {} if subject["family"] in ("shitu_rec", "clip_vit") else {"threshold": 0.5}
     options |= {key: value for key, value in request["settings"].items() if key in options}
 
-    def call(batch: int) -> float:
-        results = list(model.predict([pixels] * batch, batch_size=batch, **options))
-        if options:
-            return float(sum(len(result["boxes"]) for result in results))
-        return float(sum(abs(result["feature"]).sum() for result in results))
+    def call(batch: int) -> list[Any]:
+        return list(model.predict([pixels] * batch, batch_size=batch, **options))
 
-    return call
+    if options:
+        return call, _boxes
+    return call, lambda results: float(sum(abs(result["feature"]).sum() for result in results))

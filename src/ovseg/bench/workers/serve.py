@@ -71,8 +71,9 @@ def serve(side_name: str, request: dict[str, Any], answer: Callable[..., None]) 
     imported, start = since(start), now()
     side = module.load(request)
     loaded, start = since(start), now()
-    found = side.call(1)
+    results = side.call(1)
     first = since(start)
+    number = getattr(side, "number", None)  # a session alone has none
     answer(
         event="ready",
         imported=imported,
@@ -80,7 +81,7 @@ def serve(side_name: str, request: dict[str, Any], answer: Callable[..., None]) 
         first=first,
         cpu=time.process_time(),
         memory=memory(),
-        found=found,
+        found=None if number is None else number(results),
         settings=getattr(side, "settings", {}),
     )
     for line in sys.stdin:
