@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from .mixed import dtype
+
 
 def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """The nearest orthogonal matrix, roughly: Newton-Schulz iteration with the coefficients of the paper."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = (x / (x.norm() + 1e-7)).bfloat16()
+    x = (x / (x.norm() + 1e-7)).to(dtype(x.device.type))
     for _ in range(steps):
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x

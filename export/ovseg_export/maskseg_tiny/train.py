@@ -32,6 +32,7 @@ from ovseg_export.scenes.compose import compose
 from ovseg_export.shitu_tiny.protocol import not_suppressed
 from ovseg_export.shitu_tiny.training import Run, frames, generalised_iou
 
+from ..mixed import autocast
 from . import BINS, MASK_STRIDE, NMS, SIZE
 from .protocol import MIX, labelled
 from .things import TRAINING, Things
@@ -174,7 +175,7 @@ def within(boxes: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 @torch.no_grad()
 def find(network: MaskSeg, picture: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Classes [K], scores [K] and masks [K, H, W] of a BGR picture."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         raw = network(frames(cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC)[None]))
     boxes = boxes_of(raw.bins, *cell_centres(size, size))[0].numpy()
     scores = raw.logits[0].sigmoid().numpy()
@@ -251,7 +252,7 @@ def train(args: argparse.Namespace) -> None:
         _, size, count = next(phase for phase in PHASES if share < phase[0])
         # Each scene serves twice: to make it takes half as long as to learn from it.
         truth = mirrored(truth) if truth is not None and run.progress.step % 2 else batch(rng, library, size, count)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             raw = run.network(truth.pictures)
         loss, parts = loss_of(raw, truth)
         run.step(loss, share)

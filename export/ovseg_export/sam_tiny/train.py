@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional
 
 from ..efficientnet_lite import pretrained
+from ..mixed import autocast
 from ..muon import Muon
 from . import MASKS, MEAN, SIZE, STD
 from .auxiliary import INSTANCES, Auxiliary
@@ -43,7 +44,7 @@ class Phase:
 
 # Small frames first: most of what a promptable segmenter learns does not need resolution. They show a part of the
 # scene, so that things keep their size.
-SMALL, WHOLE = Phase(256, 12, 4, (0.45, 0.9)), Phase(SIZE, 5, 5, (0.6, 1.3))
+SMALL, WHOLE = Phase(384, 9, 5, (0.5, 0.72)), Phase(SIZE, 5, 5, (0.6, 1.3))
 BOXES = 0.55  # share of the prompts that are boxes
 TRUNK = 0.2  # of the rate, for what was pretrained
 HELD = 0.55  # the share of the time after which the rate is let down
@@ -255,18 +256,19 @@ def first_prompts(boxes: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tens
 
 
 def step_loss(
-    network: SamTiny, auxiliary: Auxiliary, batch: list[torch.Tensor]
+    network: SamTiny, auxiliary: Auxiliary | None, batch: list[torch.Tensor]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of one batch, and the IoU that it saw by kind of prompt."""
     frame, masks, boxes, points, ids, extents = batch
-    auxiliary.reset()
+    if auxiliary:
+        auxiliary.reset()
     prompts, size = masks.shape[1], frame.shape[-1]
     target = masks.flatten(0, 1)
     coords, labels, is_box = first_prompts(boxes.flatten(0, 1), points.flatten(0, 1))
     count = len(target)
     mask_input, has_mask = torch.zeros(count, 1, size // 4, size // 4), torch.zeros(count)
     total, seen = torch.zeros(()), {}
-    with torch.autocast(frame.device.type, torch.bfloat16):
+    with autocast(frame.device.type):
         frame = frame.contiguous(memory_format=torch.channels_last)
         *embeddings, pixels = network.encoder(frame)
         embeddings = [*(e.repeat_interleave(prompts, 0) for e in embeddings), pixels]
@@ -288,10 +290,12 @@ def step_loss(
                 coords, labels = torch.cat([coords, click], 1), torch.cat([labels, label], 1)
                 has_mask = (torch.rand(count) < 0.7).float()
                 mask_input = logits[:, :1].detach() * has_mask[:, None, None, None]
-        dense = auxiliary.encoder_loss(ids, extents)
-        coarse = auxiliary.decoder_loss(target)
-    seen.update(dense=dense.detach()[None], coarse=coarse.detach()[None])
-    return total / rounds + 0.3 * dense + 0.5 * coarse, seen
+        total = total / rounds
+        if auxiliary:
+            dense, coarse = auxiliary.encoder_loss(ids, extents), auxiliary.decoder_loss(target)
+            seen.update(dense=dense.detach()[None], coarse=coarse.detach()[None])
+            total = total + 0.3 * dense + 0.5 * coarse
+    return total, seen
 
 
 @torch.no_grad()
@@ -311,15 +315,16 @@ def evaluate(network: SamTiny, folder: Path, scenes: int) -> dict[str, float]:
     no_mask = torch.zeros(1, 1, SIZE // 4, SIZE // 4), torch.zeros(1)
     for path in sorted(folder.rglob("*.png"))[:scenes]:
         image, ids = read_scene(path)
-        frame = here(normalise(image)).permute(2, 0, 1)[None]
-        with torch.autocast(frame.device.type, torch.bfloat16):
+        scale = SIZE / len(image)  # scenes are square
+        frame = here(normalise(cv2.resize(image, (SIZE, SIZE)))).permute(2, 0, 1)[None]
+        with autocast(frame.device.type):
             embeddings = [e.float() for e in network.encoder(frame.contiguous(memory_format=torch.channels_last))]
         masks = [(ids == k).astype(np.uint8) for k in np.unique(ids) if k]
         if not masks:
             continue
         truth = here(np.stack(masks)).bool()
-        boxes = here(np.stack([bounding_box(m) for m in masks])).reshape(-1, 2, 2)
-        clicks = torch.tensor([deepest_point(m) for m in masks])[:, None]
+        boxes = here(np.stack([bounding_box(m) for m in masks])).reshape(-1, 2, 2) * scale
+        clicks = torch.tensor([deepest_point(m) for m in masks])[:, None] * scale
         corners = torch.tensor([[2.0, 3.0]]).expand(len(masks), -1)
         for key, coords, labels in (
             ("val_box", boxes, corners),
@@ -348,12 +353,12 @@ class Progress:
     step: int = 0
 
 
-def optimisers(network: SamTiny, auxiliary: Auxiliary) -> list[torch.optim.Optimizer]:
+def optimisers(network: SamTiny, auxiliary: Auxiliary | None) -> list[torch.optim.Optimizer]:
     """Muon for the matrices and kernels; AdamW for embeddings, depthwise kernels, normalisations, biases, the trunk."""
     matrices, rest = [], []
     trunk = [weight for weight in network.encoder.trunk.parameters() if weight.requires_grad]
     pretrained_modules = set(network.encoder.trunk.modules())
-    for module in (network, auxiliary):
+    for module in filter(None, (network, auxiliary)):
         for owner in module.modules():
             if owner in pretrained_modules:
                 continue
@@ -376,7 +381,7 @@ def start_from(network: SamTiny, weights: Path | None) -> None:
 class Run:
     """A training in a folder: the network, its average, the optimiser, the curve."""
 
-    def __init__(self, out: Path, seed: int, weights: Path | None = None) -> None:
+    def __init__(self, out: Path, seed: int, weights: Path | None = None, fine: bool = False) -> None:
         torch.manual_seed(seed)
         random.seed(seed)
         out.mkdir(parents=True, exist_ok=True)
@@ -384,10 +389,10 @@ class Run:
         self.network = SamTiny()
         start_from(self.network, weights)
         trunk = self.network.encoder.trunk
-        for fixed in (trunk.stem, trunk.blocks[0]):
+        for fixed in (trunk,) if fine else (trunk.stem, trunk.blocks[0]):
             fixed.requires_grad_(False)
         self.network.to(memory_format=torch.channels_last)
-        self.auxiliary = Auxiliary(self.network)
+        self.auxiliary = None if fine else Auxiliary(self.network)
         self.ema = SamTiny().eval()
         self.ema.load_state_dict(self.network.state_dict())
         self.optimisers = optimisers(self.network, self.auxiliary)
@@ -396,7 +401,8 @@ class Run:
             saved = torch.load(self.checkpoint, map_location=torch.get_default_device())
             self.network.load_state_dict(saved["net"])
             self.ema.load_state_dict(saved["ema"])
-            self.auxiliary.load_state_dict(saved["auxiliary"])
+            if self.auxiliary:
+                self.auxiliary.load_state_dict(saved["auxiliary"])
             for optimiser, state in zip(self.optimisers, saved["opt"], strict=True):
                 optimiser.load_state_dict(state)
             self.progress = Progress(**saved["state"])
@@ -404,7 +410,8 @@ class Run:
 
     def save(self) -> None:
         state = {"net": self.network.state_dict(), "ema": self.ema.state_dict()}
-        state["auxiliary"] = self.auxiliary.state_dict()
+        if self.auxiliary:
+            state["auxiliary"] = self.auxiliary.state_dict()
         part = self.checkpoint.with_suffix(".part")
         state["opt"] = [optimiser.state_dict() for optimiser in self.optimisers]
         torch.save({**state, "state": asdict(self.progress)}, part)
@@ -426,7 +433,7 @@ class Run:
 def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.set_default_device(args.device)
-    run = Run(args.out, args.seed, args.weights)
+    run = Run(args.out, args.seed, args.weights, args.fine)
     limit = args.minutes * 60
     phase, loader, tick = None, None, time.monotonic()
     means: dict[str, list[float]] = {}
@@ -488,8 +495,9 @@ def main() -> None:
     parser.add_argument("--val", type=Path, help="folder of scenes for the curve")
     parser.add_argument("--out", type=Path, required=True, help="folder of the training; resumes what is there")
     parser.add_argument("--weights", type=Path, help="weights.npz of an earlier training to start from")
+    parser.add_argument("--fine", action="store_true", help="leave the trunk as it is, and the auxiliary losses out")
     parser.add_argument("--minutes", type=float, default=80, help="length of the whole training")
-    parser.add_argument("--small", type=float, default=0.55, help="share of the time on frames of 256 px")
+    parser.add_argument("--small", type=float, default=0.55, help="share of the time on frames of 384 px")
     parser.add_argument("--eval-minutes", type=float, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="PyTorch's name, such as cuda")

@@ -53,8 +53,8 @@ class Attention(nn.Module):
         q = self.split(product(q, self.q) + bias)
         k = product(k, self.k) if k_position is None else product(k, self.k) + product(k_position, self.k)
         k, v = self.split(k), self.split(product(v, self.v))
-        weights = functional.softmax(q @ k.transpose(-1, -2) * self.width**-0.5, dim=-1)
-        x = (weights @ v).transpose(1, 2).reshape(*q.shape[:1], -1, self.heads * self.width)
+        x = functional.scaled_dot_product_attention(q, k, v)
+        x = x.transpose(1, 2).reshape(*q.shape[:1], -1, self.heads * self.width)
         return product(x, self.out) + (product(self.v.bias, self.out) + self.out.bias)
 
 

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..mixed import autocast
 from . import EMBEDDING, REC_SIZE
 from .protocol import STYLES, Retrieval, recall_at_1, retrieval
 from .render import Objects
@@ -32,7 +33,7 @@ STEADY = (0.03, 0.1, 0.3, 1.0)  # of the mean variance, added to the diagonal
 def features(network: Rec, pictures: np.ndarray) -> torch.Tensor:
     """Features [N, 3024] of pictures [N, S, S, 3]."""
     parts = np.array_split(pictures, max(1, len(pictures) // 128))
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         return torch.cat([network.features(frames(part)).float() for part in parts])
 
 

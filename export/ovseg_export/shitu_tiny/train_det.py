@@ -25,6 +25,7 @@ from torch.nn import functional
 from ovseg_export.scenes.compose import cutout, photo_crop, premultiplied, shape
 from ovseg_export.scenes.library import Library
 
+from ..mixed import autocast
 from . import DET_STRIDE
 from .protocol import ap50, not_suppressed, trainable, visible_boxes
 from .render import hue_matrix, kept_objects, recolour
@@ -238,7 +239,7 @@ def evaluate(network: Det, scenes: Scenes, size: int) -> float:
 
     def detect(picture: np.ndarray) -> np.ndarray:
         resized = cv2.resize(picture, (size, size), interpolation=cv2.INTER_CUBIC)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             logits, found = network(frames(resized[None]))
         return select(logits[0].sigmoid().numpy(), found[0].numpy() * (SIDE / size))
 
@@ -271,7 +272,7 @@ def train(args: argparse.Namespace) -> None:
         share = run.progress.elapsed / limit
         _, size, count = next(phase for phase in PHASES if share < phase[0])
         items = [example(rng, ordinary, crowded, sprites, size) for _ in range(count)]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             logits, found = run.network(frames(np.stack([item[0] for item in items])))
         loss = detection_loss(logits, found, torch.from_numpy(np.stack([item[1] for item in items])))
         run.step(loss, share)

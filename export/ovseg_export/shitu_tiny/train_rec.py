@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ..mixed import autocast
 from . import REC_SIZE
 from .protocol import STYLES, Retrieval, recall_at_1, retrieval
 from .refit import refit
@@ -64,7 +65,7 @@ def contrast(found: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
 def evaluate(network: Rec, data: Retrieval, size: int) -> float:
     def embed(pictures: list[np.ndarray]) -> np.ndarray:
         resized = np.stack([cv2.resize(p, (size, size), interpolation=cv2.INTER_LINEAR) for p in pictures])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             return np.concatenate([network(frames(part)).numpy() for part in np.array_split(resized, 8)])
 
     return recall_at_1(data, embed)
@@ -84,7 +85,7 @@ def train(args: argparse.Namespace) -> None:
     while run.progress.elapsed < limit:
         share = run.progress.elapsed / limit
         pictures, indices = batch(objects, rng, args.size)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             found = run.network(frames(pictures))
         loss = contrast(found, torch.from_numpy(indices))
         run.step(loss, share)
