@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 
 from ovseg import doctor
 from ovseg.cli import main
+from ovseg.device import resolve_device
 from ovseg.errors import ConfigError
 from ovseg.runtime import import_onnxruntime
 from ovseg.session import Session
@@ -45,6 +47,15 @@ def test_auto_says_why_it_is_not_what_it_might_be() -> None:
     check = doctor.device_check("auto")
     assert check.state == "warning" and check.text.startswith("CUDAExecutionProvider: compiled in, not loadable")
     assert "; cpu works" in check.text and check.cure
+
+
+def test_auto_that_ends_on_the_cpu_is_not_said_to_be_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = dataclasses.replace(resolve_device("gpu"), named=False)
+    ran = doctor._run_on_sample
+    monkeypatch.setattr(doctor, "_run_on_sample", lambda folder, device, profile: (gpu, ran(folder, "cpu", profile)[1]))
+    checks = doctor.model_check("ShiTu-tiny-rec", None, "auto")
+    assert [check.state for check in checks] == ["ok"] * len(checks)
+    assert checks[-1].text.endswith(" on cpu") and not any("gpu" in check.text for check in checks)
 
 
 def test_a_process_that_dies_is_a_line_of_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -254,6 +254,9 @@ def model_check(name: str | None, model_dir: str | None, device: str | None) -> 
     with tempfile.TemporaryDirectory() as scratch:
         used, seconds = _run_on_sample(folder, device, scratch)  # the sessions write their profiles as they go
         counts = node_counts(Path(scratch))
+    main = used.providers[0].name
+    if not used.named and not any(main in nodes for nodes in counts.values()):
+        used = resolve_device("cpu")  # where `auto` ends if what it would rather have does not load
     checks = []
     for model, nodes in ((model, nodes) for model, nodes in counts.items() if nodes):  # others were loaded only
         total, away = sum(nodes.values()), nodes.total() - nodes[used.providers[0].name]
