@@ -171,6 +171,15 @@ def test_an_alternative_that_ends_while_it_is_measured_is_a_note(tmp_path: Path)
     assert [set(row["sides"]) for row in found["rows"]] == [{"ovseg", "session"}] * len(found["rows"])
 
 
+def test_batches_without_one() -> None:
+    plan = measure.Plan(
+        pipelines=["open_vocabulary_segmentation"], rounds=1, seconds=0, starts=1, threads=1, batches=[2, 2]
+    )
+    found = measure.run(plan, print)
+    assert [row["batch"] for row in found["rows"]] == [2, 1, 2]  # the encoder takes one image at a time
+    assert len(found["starts"]) == 6
+
+
 def test_a_device_that_is_not_there_is_no_result() -> None:
     plan = measure.Plan(pipelines=["PP-ShiTuV2"], devices=["dml"], rounds=1, starts=1)
     with pytest.raises(OvsError, match="DmlExecutionProvider"):

@@ -151,10 +151,12 @@ class _Comparison:
         found: dict[str, Any],
     ) -> None:
         self._plan, self._subject, self._device, self._scratch, self._found = plan, subject, device, scratch, found
-        self._batches = [batch for batch in plan.batches if batch == 1 or subject.batches]
+        # What takes one image at a time is measured with one, whatever the batches are.
+        self._batches = list(dict.fromkeys(plan.batches)) if subject.batches else [1]
+        self._known = sorted({1, *self._batches})  # sides run once with one image when they start
         self._peers = peers
         self._request: dict[str, Any] = {
-            "subject": subject.request(self._batches, plan.image),
+            "subject": subject.request(self._known, plan.image),
             "device": _ALIASES.get(device, device),
             "threads": plan.threads or usable_cpus(),
         }
@@ -164,7 +166,7 @@ class _Comparison:
         with contextlib.ExitStack() as stack:
             ours = stack.enter_context(self._side(OURS))
             self._request["settings"] = ours.settings
-            self._request["runs"] = {batch: ours.record(batch, self._scratch) for batch in self._batches}
+            self._request["runs"] = {batch: ours.record(batch, self._scratch) for batch in self._known}
             sides = {OURS: ours, BARE: stack.enter_context(self._side(BARE))}
             for name in self._peers:
                 if (side := self._peer(name)) is not None:
