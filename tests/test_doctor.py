@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections import Counter
@@ -17,7 +18,7 @@ from ovseg.device import resolve_device
 from ovseg.errors import ConfigError
 from ovseg.runtime import import_onnxruntime
 from ovseg.session import Session
-from ovseg.zoo import find_model
+from ovseg.zoo import find_model, load_zoo
 
 
 def test_the_cpu_is_tried_for_real() -> None:
@@ -80,6 +81,27 @@ def test_a_cache_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch, tm
         monkeypatch.setenv("OVSEG_HOME", str(home))
         (check,) = (check for check in doctor.examine() if check.topic == "cache")
         assert (check.state, bool(check.cure)) == (state, state == "warning")
+
+
+@pytest.mark.parametrize("home", ["x" * 300, "."])
+def test_a_cache_that_cannot_be_read_is_told(
+    home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OVSEG_HOME", str(tmp_path / home))
+    (tmp_path / "models").mkdir()
+    looked = Path.stat
+
+    def look(path: Path, **options: bool) -> object:  # as for one who is not root
+        if path.parent.parent == tmp_path / "models":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return looked(path, **options)
+
+    monkeypatch.setattr(Path, "stat", look)
+    checks = [check for check in doctor.examine() if check.topic in ("cache", "models")]
+    bundled = [name for name, spec in load_zoo().items() if spec.bundled]
+    assert [check.name for check in checks[1:]] == [*bundled, "others"]
+    assert checks[-1].state == "failure" and "cannot be read" in checks[-1].text and "OVSEG_HOME" in checks[-1].cure
+    assert main(["models", "list"]) == 2 and "cannot be read" in capsys.readouterr().err
 
 
 def test_a_damaged_model_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -185,14 +185,19 @@ def _probe(device: str) -> dict[str, str]:
 
 def _cache() -> list[Check]:
     folder = cache_dir()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    sizes = {part.name: _size(part) for part in (models_dir(), archives_dir(), engines_dir()) if part.exists()}
+    cure = "Set OVSEG_HOME to a folder that you may read and write."
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        sizes = {part.name: _size(part) for part in (models_dir(), archives_dir(), engines_dir()) if part.exists()}
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        return [Check("cache", str(folder), FAILURE, f"cannot be read: {error.strerror}", cure)]
     held = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()) or "empty"
-    free = shutil.disk_usage(there).free
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        cure = "Set OVSEG_HOME to a folder that you may write."
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return [Check("cache", str(folder), OK, f"{held}; {free / 1e9:.1f} GB free")]
+    except OSError:
         return [Check("cache", str(folder), WARNING, f"{held}; it may not be written", cure)]
-    return [Check("cache", str(folder), OK, f"{held}; {free / 1e9:.1f} GB free")]
 
 
 def _size(folder: Path) -> int:
@@ -204,9 +209,12 @@ def _models() -> list[Check]:
     from .model_folder import open_model_folder
     from .zoo import installed_dir, load_zoo
 
-    checks = []
+    checks, trouble = [], None
     for name in load_zoo():
-        folder = installed_dir(name)
+        try:
+            folder = installed_dir(name)
+        except OvsError as error:  # the cache's: those that ship are elsewhere
+            folder, trouble = None, error
         if folder is None:
             continue
         try:
@@ -217,6 +225,8 @@ def _models() -> list[Check]:
             size = sum(path.stat().st_size for path in opened.files.values())
             text = f"{len(opened.files)} files, {size / 1e6:.1f} MB, checksums right"
             checks.append(Check("models", name, OK, text))
+    if trouble is not None:
+        checks.append(Check("models", "others", FAILURE, trouble.cause, trouble.cure))
     return checks
 
 

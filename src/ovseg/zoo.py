@@ -220,11 +220,22 @@ def bundled_dir(name: str) -> Path:
 
 
 def installed_dir(name: str) -> Path | None:
-    """Return the folder of the model `name` on this machine, bundled before cached, or None."""
+    """Return the folder of the model `name` on this machine, bundled before cached, or None.
+
+    Raises:
+        ModelError: the cache cannot be read.
+
+    """
     if not is_name(name):
         return None
     folders = (bundled_dir(name), models_dir() / name)
-    return next((folder for folder in folders if (folder / "model.yaml").is_file()), None)
+    try:
+        return next((folder for folder in folders if (folder / "model.yaml").is_file()), None)
+    except OSError as error:  # such as a folder of somebody else's
+        raise ModelError(
+            f"The cache folder {models_dir()} cannot be read: {error.strerror}.",
+            "Set OVSEG_HOME to a folder that you may read and write.",
+        ) from error
 
 
 def find_model(name: str | None, model_dir: str | Path | None = None) -> ModelFolder:
