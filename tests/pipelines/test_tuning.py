@@ -93,6 +93,24 @@ def test_a_damaged_answer_is_measured_again(folder, caplog):
     assert [trial.setting for trial in again.trials] == [trial.setting for trial in found.trials]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"setting": {"device": "abacus"}},
+        {"setting": {"device": "cpu", "threads": "two"}},
+        {"setting": {"device": "cpu", "provider_options": []}},
+        {"setting": {"device": "cpu", "precision": "fp17"}},
+        {"trials": [{"setting": {"device": "cpu"}, "seconds": "fast"}]},
+    ],
+)
+def test_an_answer_without_meaning_is_measured_again(folder, caplog, wrong):
+    tune(folder, CPU)
+    (path,) = tuned_dir().glob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    assert remembered(folder, CPU, HpiConfig()) is None
+    assert "is tuned again" in caplog.text
+
+
 def test_it_is_tuned_once_and_said(folder, caplog):
     first = tuned(folder, CPU, HpiConfig())
     assert "is tuned for this machine" in caplog.text and f"runs with: {first.setting}" in caplog.text
@@ -147,11 +165,23 @@ def test_a_named_device_is_kept(folder):
         ({"backend_config": {"batch": 1}}, "'batch'"),
         ({"auto_config": "yes"}, "'yes'"),
         ("fast", "mapping"),
+        ([], "mapping"),
     ],
 )
 def test_wrong_hpi_config(config, words):
     with pytest.raises(ConfigError, match=words):
         read_hpi_config(config)
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("openvino", "onnxruntime"), ("tensorrt", "onnxruntime"), ("openvino", "tensorrt"), ("gpu", "openvino")],
+)
+def test_a_backend_that_contradicts_the_device(device, backend):
+    with pytest.raises(ConfigError, match=f"The device is {device} and the backend of hpi_config {backend}"):
+        HpiConfig(backend).device(resolve_device(device))
+    for own in ("cpu", "gpu:1", "npu"):
+        assert HpiConfig("onnxruntime").device(resolve_device(own)) == resolve_device(own)
 
 
 def test_hpi_config_of_paddlex():

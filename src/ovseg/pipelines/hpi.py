@@ -39,13 +39,16 @@ class HpiConfig:
         Raises:
             ConfigError: the two contradict each other.
         """
-        wanted = {"openvino": ("cpu", "openvino"), "tensorrt": ("gpu", "tensorrt")}.get(self.backend or "")
-        if wanted is None or device.kind == wanted[1]:
+        if self.backend is None or self.backend == device.kind:
             return device
-        if device.named and device.kind != wanted[0]:
+        others = {"openvino": "cpu", "tensorrt": "gpu"}  # backends that are devices too, and what they stand in for
+        instead_of = others.get(self.backend)
+        if device.named and (device.kind in others or instead_of not in (None, device.kind)):
             raise ConfigError(
                 f"The device is {device.kind} and the backend of hpi_config {self.backend}.", "Leave one of them out."
             )
+        if instead_of is None:
+            return device
         index = f":{device.index}" if self.backend == "tensorrt" and device.index else ""
         return resolve_device(f"{self.backend}{index}")
 
@@ -61,7 +64,7 @@ def read_hpi_config(config: Any) -> HpiConfig:
         ConfigError: a key or value that has no meaning here.
     """
     where = "hpi_config"
-    given = check_keys(_without_needless(config or {}), _KEYS, where)
+    given = check_keys(_without_needless({} if config is None else config), _KEYS, where)
     backend, tries = given.get("backend"), given.get("auto_config", True)
     if backend is not None and backend not in _BACKENDS:
         raise ConfigError(f"{where} has the backend {backend!r}, which is not here.", f"Use {', '.join(_BACKENDS)}.")

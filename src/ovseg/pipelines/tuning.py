@@ -127,13 +127,25 @@ def remembered(folder: ModelFolder, device: Device, config: HpiConfig) -> Tuned 
     path = _path(_facts(folder, device, config))
     try:
         data = json.loads(path.read_text("utf-8"))
-        trials = tuple(Trial(**{**trial, "setting": Setting(**trial["setting"])}) for trial in data["trials"])
-        return Tuned(data["model"], Setting(**data["setting"]), data["ratio"], trials, data["facts"])
+        trials = tuple(Trial(**{**trial, "setting": _setting(trial["setting"])}) for trial in data["trials"])
+        for number in (number for trial in trials for number in (trial.seconds, trial.ratio, trial.agreement)):
+            if number is not None and not isinstance(number, float):
+                raise TypeError(f"{number!r} is no number")
+        return Tuned(data["model"], _setting(data["setting"]), data["ratio"], trials, data["facts"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OvsError) as error:
         logger.warning("%s cannot be read (%s): the model is tuned again.", path, error)
         return None
+
+
+def _setting(data: Mapping[str, Any]) -> Setting:
+    """Return a setting that was kept, if all of it has a meaning."""
+    setting = Setting(**data)
+    resolve_device(setting.device, provider_options=setting.provider_options)
+    if type(setting.threads) not in (int, type(None)) or setting.precision not in PRECISIONS:
+        raise ValueError(f"{setting.threads!r} threads and the precision {setting.precision!r} have no meaning")
+    return setting
 
 
 def tune(
