@@ -104,6 +104,15 @@ def test_a_cache_that_cannot_be_read_is_told(
     assert main(["models", "list"]) == 2 and "cannot be read" in capsys.readouterr().err
 
 
+def test_all_of_the_cache_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OVSEG_HOME", str(tmp_path))
+    for part in ("models", "archives", "engines", "tuned", "bench"):
+        (tmp_path / part / "of").mkdir(parents=True)
+        (tmp_path / part / "of" / "file").write_bytes(bytes(100_000))
+    (check,) = (check for check in doctor.examine() if check.topic == "cache")
+    assert check.text.startswith("models 0.1 MB, archives 0.1 MB, engines 0.1 MB, tuned 0.1 MB, bench 0.1 MB; ")
+
+
 def test_a_damaged_model_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OVSEG_HOME", str(tmp_path))
     assert all(check.state == "ok" for check in doctor.examine() if check.topic == "models")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .cache import archives_dir, cache_dir, engines_dir, models_dir
+from .cache import archives_dir, cache_dir, engines_dir, models_dir, tuned_dir
 from .device import known_providers, resolve_device
 from .errors import DeviceUnavailable, MissingExtra, OvsError
 from .runtime import (
@@ -188,7 +188,9 @@ def _cache() -> list[Check]:
     cure = "Set OVSEG_HOME to a folder that you may read and write."
     try:
         there = next(path for path in (folder, *folder.parents) if path.exists())
-        sizes = {part.name: _size(part) for part in (models_dir(), archives_dir(), engines_dir()) if part.exists()}
+        # The environments of `ovs bench` are the largest by far.
+        parts = (models_dir(), archives_dir(), engines_dir(), tuned_dir(), folder / "bench")
+        sizes = {part.name: _size(part) for part in parts if part.exists()}
         free = shutil.disk_usage(there).free
     except OSError as error:
         return [Check("cache", str(folder), FAILURE, f"cannot be read: {error.strerror}", cure)]
