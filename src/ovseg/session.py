@@ -444,6 +444,15 @@ def _session_options(ort: Any, threads: int | None, optimization: str) -> Any:
     return options
 
 
+def allowed_threads() -> int:
+    """Return how many threads a session may have that is not told: `OVSEG_THREADS`, else the CPUs of this process.
+
+    Raises:
+        ConfigError: `OVSEG_THREADS` is no number of threads.
+    """
+    return _share() or usable_cpus()
+
+
 def _share() -> int | None:
     """Return the threads that OVSEG_THREADS leaves to a session of this process; None where it is not set."""
     given = os.environ.get("OVSEG_THREADS", "").strip()

@@ -83,6 +83,16 @@ def test_the_answer_is_of_one_model_and_one_machine(folder, monkeypatch):
     assert found.facts["machine"]
 
 
+def test_threads_that_the_process_may_not_have_are_not_tried(folder, monkeypatch):
+    monkeypatch.setattr(tuning, "usable_cpus", lambda: 4)
+    monkeypatch.setenv("OVSEG_THREADS", "3")
+    assert {setting.threads for setting in candidates(folder, CPU, HpiConfig())} == {1, 2, 3}
+    of_three = tuning._path(tuning._facts(folder, CPU, HpiConfig()))
+    monkeypatch.setenv("OVSEG_THREADS", "1")
+    assert {setting.threads for setting in candidates(folder, CPU, HpiConfig())} == {1}
+    assert tuning._path(tuning._facts(folder, CPU, HpiConfig())) != of_three
+
+
 def test_a_damaged_answer_is_measured_again(folder, caplog):
     found = tune(folder, CPU)
     (path,) = tuned_dir().glob("*.json")

@@ -24,6 +24,7 @@ from ..device import CUDA, OPENVINO, TENSORRT, Device, device_text, resolve_devi
 from ..errors import OvsError
 from ..model_folder import ModelFolder, open_model_folder
 from ..runtime import cuda_devices, import_onnxruntime, installed_runtimes, usable_cpus
+from ..session import allowed_threads
 from .hpi import PRECISIONS, HpiConfig
 from .workloads import Workload, load_workload
 
@@ -218,7 +219,7 @@ def candidates(folder: ModelFolder, device: Device, config: HpiConfig) -> list[S
 def _variants(kind: str, config: HpiConfig) -> list[tuple[int | None, dict[str, str]]]:
     """Return threads and options to try on a kind of device."""
     if kind in ("cpu", "openvino"):
-        cores = usable_cpus()
+        cores = allowed_threads()
         counts = {1 << power for power in range(cores.bit_length()) if 1 << power <= cores} | {cores}
         return [(count, {}) for count in ([config.threads] if config.threads else sorted(counts))] or [(None, {})]
     if kind == "gpu":
@@ -309,7 +310,7 @@ def _facts(folder: ModelFolder, device: Device, config: HpiConfig) -> dict[str, 
         "model": {f.path.name: {role: entry["sha256"] for role, entry in f.facts["files"].items()} for f in folders},
         "ovseg": __version__,
         "onnxruntime": [ort.__version__, *installed_runtimes(), *ort.get_available_providers()],
-        "machine": [platform.machine(), _processor(), usable_cpus(), *(cuda_devices() or ())],
+        "machine": [platform.machine(), _processor(), usable_cpus(), allowed_threads(), *(cuda_devices() or ())],
         "asked": [device_text(device), asdict(config)],
     }
 
