@@ -95,6 +95,7 @@ def test_a_run_compares_ours_with_the_bare_session(tmp_path: Path) -> None:
         ({"pipelines": ["PP-ShiTuV2"], "models": [bundled_dir("SAM-tiny")]}, "SAM-tiny is no model of PP-ShiTuV2"),
         ({"models": [bundled_dir("SAM-tiny")], "archives": [Path("a"), Path("b")]}, "2 archives of 1 models"),
         ({"models": [bundled_dir("SAM-tiny")], "archives": [Path(__file__).parent]}, "no inference.yml"),
+        ({"devices": ["gpu"], "against": ["torch"]}, "run on the CPU, and the devices are gpu"),
         ({"rounds": 0}, "rounds is 0"),
         ({"threads": -1}, "threads is -1"),
         ({"batches": []}, "batches"),
@@ -105,6 +106,15 @@ def test_a_run_compares_ours_with_the_bare_session(tmp_path: Path) -> None:
 def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         measure.check(measure.Plan(**wrong))  # type: ignore[arg-type]
+
+
+def test_an_archive_that_nothing_reads_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "inference.yml").touch()
+    given = {"models": [bundled_dir("SAM-tiny")], "archives": [tmp_path]}
+    for against in ([], ["torch"]):
+        with pytest.raises(ConfigError, match="nothing that reads them"):
+            measure.check(measure.Plan(**given, against=against))  # type: ignore[arg-type]
+    measure.check(measure.Plan(**given, against=["torch", "paddle"]))  # type: ignore[arg-type]
 
 
 def test_an_environment_that_lacks_a_package_is_told() -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from ovseg.bench import measure
 from ovseg.cli import main
+from ovseg.errors import ConfigError
 
 
 def test_bench_writes_page_figures_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +40,20 @@ def test_bad_input_is_told_before_anything_runs(
     assert main(["bench", *arguments]) == 2
     captured = capsys.readouterr()
     assert named in captured.err and not captured.out
+
+
+def test_lists_may_have_spaces_and_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[measure.Plan] = []
+
+    def check(plan: measure.Plan) -> None:
+        plans.append(plan)
+        raise ConfigError("Enough.")
+
+    monkeypatch.setattr(measure, "check", check)
+    assert main(["bench", "--providers", "CPU, cuda", "--against", "torch, openvino", "--batches", "1, 4"]) == 2
+    assert [(plan.devices, plan.against, plan.batches) for plan in plans] == [
+        (["cpu", "cuda"], ["torch", "openvino"], [1, 4])
+    ]
 
 
 def test_results_that_cannot_be_written_are_told_before_anything_runs(

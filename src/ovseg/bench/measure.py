@@ -91,6 +91,16 @@ def check(plan: Plan) -> None:
     for device in plan.devices:
         resolve_device(_ALIASES.get(device, device))
     parse_peers(plan.against, plan.environments)
+    if plan.archives and not any(PEERS[name].archives for name in plan.against):
+        raise ConfigError(
+            "Paddle archives are given, and --against names nothing that reads them.",
+            "Add paddlex or paddle to it, or leave --archive out.",
+        )
+    if plan.against and "cpu" not in plan.devices:
+        raise ConfigError(
+            f"Alternatives run on the CPU, and the devices are {', '.join(plan.devices)}.",
+            "Add cpu to --providers, or leave --against out.",
+        )
     least = {"rounds": 1, "threads": 0, "starts": 1, "seconds": 0}
     for name, lowest in least.items():
         if not lowest <= getattr(plan, name) < math.inf:

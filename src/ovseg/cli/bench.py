@@ -81,7 +81,7 @@ def bench(
         models=model or [],
         archives=archive or [],
         image=image,
-        devices=_listed(providers),
+        devices=_listed(providers.lower()),
         against=_listed(against),
         environments=environment or [],
         threads=threads,
@@ -103,7 +103,7 @@ def bench(
 
 
 def _listed(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 def _numbers(text: str) -> list[int]:
