@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ovseg import runtime
-from ovseg.device import CPU, CUDA, Provider, no_such_index, resolve_device
+from ovseg.device import CPU, CUDA, Provider, is_elsewhere, no_such_index, resolve_device, unavailable
 from ovseg.errors import ConfigError, DeviceUnavailable
 
 
@@ -173,6 +173,7 @@ def test_device_id_option_is_the_index():
         {"device": "gpu", "provider_options": {CUDA: {}, "device_id": 1}},
         {"device": "gpu", "provider_options": {"TensorrtExecutionProvider": {"a": 1}}},
         {"device": "auto", "provider_options": {"device_id": 1}},
+        {"providers": [("", {})]},
         {"device": "auto", "provider_options": {"CudaExecutionProvider": {"device_id": 1}}},
     ],
 )
@@ -194,3 +195,12 @@ def test_a_named_device_is_resolved_without_loading_onnxruntime():
     code = "import sys, ovseg.device as d; d.resolve_device('gpu'); print('onnxruntime' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("text", "system"), [("dml", "Windows"), ("coreml", "macOS")])
+@pytest.mark.skipif(sys.platform != "linux", reason="it may be there")
+def test_no_package_brings_what_is_of_another_system(text, system):
+    provider = resolve_device(text).providers[0].name
+    assert is_elsewhere(provider) and not is_elsewhere(CUDA) and not is_elsewhere(CPU)
+    error = unavailable(provider, "not compiled in", reinstall=True)
+    assert f"needs {system}" in error.cure and "pip" not in error.cure

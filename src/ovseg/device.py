@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,7 @@ class _Kind:
     requirement: str  # what `pip install` takes to bring the provider
     indexed: bool = True  # takes `:n`, which becomes the option `device_id`
     parts: tuple[str, ...] = ()  # takes `:name` instead, which becomes the option `device_type`
+    system: str = ""  # the only `sys.platform` that has it
 
 
 _ON_CUDA = Provider(
@@ -109,16 +111,19 @@ _DEVICES: dict[str, _Kind] = {
         indexed=False,
         parts=("CPU", "GPU", "NPU", "AUTO"),
     ),
-    "dml": _Kind((Provider("DmlExecutionProvider"),), "onnxruntime-directml"),
+    "dml": _Kind((Provider("DmlExecutionProvider"),), "onnxruntime-directml", system="win32"),
     "coreml": _Kind(
         (Provider("CoreMLExecutionProvider", {"MLComputeUnits": "ALL", "ModelFormat": "MLProgram"}),),
         '"ovseg[cpu]"',
         indexed=False,
+        system="darwin",
     ),
 }
 
 # Devices that PaddleX runs on and for which ONNX Runtime has no provider that ovseg supports.
 _PADDLE_ONLY = ("xpu", "mlu", "dcu", "gcu", "iluvatar_gpu", "metax_gpu")
+
+_SYSTEMS = {"win32": "Windows", "darwin": "macOS"}
 
 _FORMS = "Use one of: auto, " + ", ".join(
     f"{kind} or {kind}:<index>" if row.indexed else f"{kind}:{'|'.join(row.parts)}" if row.parts else kind
@@ -201,6 +206,12 @@ def known_providers() -> dict[str, tuple[str, str]]:
     }
 
 
+def is_elsewhere(provider: str) -> bool:
+    """Whether a provider is of another operating system than this one."""
+    system = _BY_PROVIDER[provider][1].system if provider in _BY_PROVIDER else ""
+    return system not in ("", sys.platform)
+
+
 def unavailable(provider: str, reason: str, *, missing: str = "", reinstall: bool = False) -> DeviceUnavailable:
     """Build the error for a provider that was asked for and cannot be used.
 
@@ -218,6 +229,8 @@ def unavailable(provider: str, reason: str, *, missing: str = "", reinstall: boo
         fix = "Install NVIDIA TensorRT and put its libraries on LD_LIBRARY_PATH"
     elif missing and requirement:
         fix = f"Run: pip install {requirement}"
+    elif reinstall and is_elsewhere(provider):
+        fix = f"It needs {_SYSTEMS[_BY_PROVIDER[provider][1].system]}"
     elif reinstall and requirement:
         fix = f"Run: {reinstall_command(requirement)}"
     elif reinstall:
@@ -308,7 +321,7 @@ def _requested_provider(item: object) -> Provider:
     match item:
         case str(name) if name:
             return Provider(name)
-        case (str(name), Mapping() as options):
+        case (str(name), Mapping() as options) if name:
             return Provider(name, _as_options(name, options))
     raise ConfigError(f"The provider {item!r} is not a name or a (name, options) pair.", f"Use {CUDA!r}, say.")
 

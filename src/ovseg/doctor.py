@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .cache import archives_dir, cache_dir, engines_dir, models_dir, tuned_dir
-from .device import known_providers, resolve_device
+from .device import is_elsewhere, known_providers, resolve_device
 from .errors import DeviceUnavailable, MissingExtra, OvsError
 from .runtime import (
     CPU_REQUIREMENT,
@@ -47,7 +47,6 @@ PROBE = base64.b64decode(
     "EwoBeBIOCgwIARIICgIIAgoCCANiEwoBeRIOCgwIARIICgIIAgoCCAJCBAoAEA0="
 )
 PROBE_SECONDS = 120.0  # the first start of a provider may compile kernels
-_ELSEWHERE = {"dml": "win32", "coreml": "darwin"}  # devices of one system only
 
 # Packages that decide what ovseg can do, beside its own requirements.
 _PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pycocotools", "faiss-cpu", "pymilvus", "fastapi")
@@ -120,7 +119,7 @@ def _devices() -> list[Check]:
     for provider, (kind, requirement) in known.items():
         if provider in compiled:
             checks.append(_tried(kind, provider, kind))
-        elif _ELSEWHERE.get(kind, sys.platform) == sys.platform:
+        elif not is_elsewhere(provider):
             cure = f"To have it: {reinstall_command(requirement)}"
             checks.append(Check("devices", kind, ABSENT, f"{provider} is not in this ONNX Runtime", cure))
     others = [provider for provider in compiled if provider not in known]
