@@ -43,7 +43,8 @@ def memory() -> dict[str, float]:
 def turn(side: Any, batch: int, seconds: float, clock: str) -> dict[str, Any]:
     """Run for some seconds by a clock; return the median seconds of a call, by clock, and those of its stages.
 
-    A call that is not counted comes first, so that the caches hold this side's data; not where a call is long.
+    A call that is not counted comes first, so that the caches hold this side's data. A call that is longer than
+    the turn is counted once.
     """
     start = now()
     side.call(batch)
