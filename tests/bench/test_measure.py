@@ -157,11 +157,10 @@ def test_a_side_that_ends_between_two_turns_is_told(tmp_path: Path) -> None:
 
 def test_an_alternative_that_ends_while_it_is_measured_is_a_note(tmp_path: Path) -> None:
     wall = '{"wall": 1, "cpu": 1}'
-    ready = f'{{"event": "ready", "imported": {wall}, "loaded": {wall}, "first": {wall}, "cpu": 1, "memory": {{}}, '
+    ready = f'{{"event": "ready", "imported": {wall}, "loaded": {wall}, "first": {wall}, "cpu": 1, "late": 0, '
+    ready += '"memory": {}, "found": null, "settings": {}}'
     dying = tmp_path / "python"
-    dying.write_text(
-        f'#!/bin/sh\n[ $1 = -c ] && exit 0\necho \'{ready} "found": null, "settings": {{}}}}\'\nread order\nexit 3\n'
-    )
+    dying.write_text(f"#!/bin/sh\n[ $1 = -c ] && exit 0\necho '{ready}'\nread order\nexit 3\n")
     dying.chmod(0o755)
     plan = measure.Plan(
         pipelines=["instance_segmentation"],

@@ -74,7 +74,7 @@ class Side:
             self.close()
             raise
         self.start: dict[str, Any] = {key: ready[key] for key in ("imported", "loaded", "first", "memory")}
-        self.start["cold"] = {"wall": time.perf_counter() - started, "cpu": ready["cpu"]}
+        self.start["cold"] = {"wall": time.perf_counter() - started - ready["late"], "cpu": ready["cpu"]}
         after = None if before is None else device_memory()
         if before is not None and after is not None:
             self.start["device_memory"] = after - before

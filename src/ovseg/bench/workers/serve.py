@@ -73,18 +73,15 @@ def serve(side_name: str, request: dict[str, Any], answer: Callable[..., None]) 
     side = module.load(request)
     loaded, start = since(start), now()
     results = side.call(1)
-    first = since(start)
+    first, ended = since(start), now()
     number = getattr(side, "number", None)  # a session alone has none
-    answer(
-        event="ready",
-        imported=imported,
-        loaded=loaded,
-        first=first,
-        cpu=time.process_time(),
-        memory=memory(),
-        found=None if number is None else number(results),
-        settings=getattr(side, "settings", {}),
-    )
+    facts = {
+        "memory": memory(),
+        "found": None if number is None else number(results),
+        "settings": getattr(side, "settings", {}),
+    }
+    late = since(ended)["wall"]
+    answer(event="ready", imported=imported, loaded=loaded, first=first, cpu=ended[1], late=late, **facts)
     for line in sys.stdin:
         order = json.loads(line)
         if "record" in order:
