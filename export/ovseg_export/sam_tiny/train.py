@@ -44,7 +44,7 @@ class Phase:
 
 # Small frames first: most of what a promptable segmenter learns does not need resolution. They show a part of the
 # scene, so that things keep their size.
-SMALL, WHOLE = Phase(384, 9, 5, (0.5, 0.72)), Phase(SIZE, 5, 5, (0.6, 1.3))
+SMALL, WHOLE = Phase(256, 12, 4, (0.45, 0.9)), Phase(SIZE, 5, 5, (0.6, 1.3))
 BOXES = 0.55  # share of the prompts that are boxes
 TRUNK = 0.2  # of the rate, for what was pretrained
 HELD = 0.55  # the share of the time after which the rate is let down
@@ -444,9 +444,14 @@ def train(args: argparse.Namespace) -> None:
         if current is not phase:
             phase = current
             scenes = Scenes(args.scenes, phase, args.seed + run.progress.step)
+            # Spawned: a process that is forked off one with OpenMP's threads may wait for a lock of theirs for ever.
             loader = iter(
                 torch.utils.data.DataLoader(
-                    scenes, batch_size=phase.scenes * args.scale, num_workers=args.workers, prefetch_factor=4
+                    scenes,
+                    batch_size=phase.scenes * args.scale,
+                    num_workers=args.workers,
+                    prefetch_factor=4,
+                    multiprocessing_context="spawn",
                 )
             )
         rate = args.lr * min(1.0, (run.progress.step + 1) / WARM_UP)
@@ -497,7 +502,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="weights.npz of an earlier training to start from")
     parser.add_argument("--fine", action="store_true", help="leave the trunk as it is, and the auxiliary losses out")
     parser.add_argument("--minutes", type=float, default=80, help="length of the whole training")
-    parser.add_argument("--small", type=float, default=0.55, help="share of the time on frames of 384 px")
+    parser.add_argument("--small", type=float, default=0.55, help="share of the time on frames of 256 px")
     parser.add_argument("--eval-minutes", type=float, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="PyTorch's name, such as cuda")
