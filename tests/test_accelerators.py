@@ -131,7 +131,7 @@ def test_a_cuda_graph_replays_with_new_inputs():
     reference, graph = Session(path, "gpu"), Session(path, "gpu", provider_options={"enable_cuda_graph": "1"})
     random = np.random.default_rng(0)
     for _ in range(4):  # the first runs record
-        given = {"image": random.random((1, 3, 512, 512), dtype=np.float32)}
+        given = {"image": random.random(reference.inputs[0].shape, dtype=np.float32)}
         expected = reference.run(given)
         for name, array in graph.run(given).items():
             np.testing.assert_allclose(array, expected[name], atol=1e-3)
@@ -153,10 +153,10 @@ def test_engines_are_kept_and_built_again_where_they_are_damaged(tmp_path, monke
     need("tensorrt")
     assert tensorrt_version() != "none"
     path = bundled_dir("SAM-tiny") / "encoder.onnx"
-    given = {"image": np.ones((1, 3, 512, 512), np.float32)}
+    given = {"image": np.ones(Session(path, "cpu").inputs[0].shape, np.float32)}
     first = Session(path, "tensorrt").run(given)
     main = resolve_device("tensorrt").providers[0]
-    kept = kept_options(main, str(path), {"image": (1, 3, 512, 512)})
+    kept = kept_options(main, str(path), {"image": given["image"].shape})
     assert main.name == TENSORRT and has_engines(kept)
     for engine in tmp_path.rglob("*.engine"):
         engine.write_bytes(b"of another version")
