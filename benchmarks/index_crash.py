@@ -53,18 +53,23 @@ def state(version: int) -> list[int]:
     return ids
 
 
+def say(line: str) -> None:
+    """Write a line whole or not at all; `print` may write it in pieces, with a kill between two."""
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())
+
+
 def work(folder: Path) -> None:
-    """Change and save until killed; print each version once it is committed."""
+    """Change and save until killed; say each version once it is committed."""
     # A graph is made long before it is worth it, so that its file is among what a kill may catch.
     engine.GRAPH_LEAST = 20
     with load_index(folder, write=True) as gallery:
-        print("open", os.getpid(), flush=True)
+        say(f"open {os.getpid()}")
         while True:
             removed, added = change(gallery.version, gallery.ids.tolist(), gallery.next_id)
             gallery.remove(removed)
             gallery.add(np.stack([vector(i) for i in added]), [str(i) for i in added])
             gallery.save()
-            print(gallery.version, flush=True)
+            say(str(gallery.version))
 
 
 def serve(folder: Path) -> None:
@@ -81,7 +86,7 @@ def serve(folder: Path) -> None:
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
-        print("dead", os.waitstatus_to_exitcode(status), flush=True)
+        say(f"dead {os.waitstatus_to_exitcode(status)}")
 
 
 class Worker:
@@ -113,7 +118,7 @@ class Worker:
         """
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-        said = []  # a line is written whole or not at all
+        said = []
         while not (line := self.lines.readline()).startswith("dead"):
             if not line:
                 raise RuntimeError("The process that waits for the working one has ended.")

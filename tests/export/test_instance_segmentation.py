@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -54,8 +54,8 @@ def test_an_exported_model_runs(family: str, tmp_path: Path) -> None:
 
 
 def _exported(family: str, work: Path) -> Path:
-    """A proven model. A random one may have a pixel that rounding moves over a threshold (docs/export.md), on one
-    processor and not on another: then that of the next seed has to pass."""
+    """A proven model. SOLOv2 scores by the pixels of a mask, and a random one may have a pixel that rounding moves over
+    the threshold (docs/export.md), on one processor and not on another: then that of another seed has to pass."""
 
     def made(seed: int) -> Path:
         paddle = work / f"paddle-{seed}"
@@ -63,10 +63,13 @@ def _exported(family: str, work: Path) -> Path:
         _refuses_fewer_labels(paddle)
         return export_model(str(paddle), work / "onnx")
 
-    for seed in range(2):
-        with contextlib.suppress(ParityError):
-            return made(seed)
-    return made(2)
+    try:
+        return made(0)
+    except ParityError as error:
+        moved = re.search(r"score is ([\d.e-]+), limit", str(error))
+        if family != "solov2" or not moved or float(moved[1]) > 1e-3:
+            raise
+    return made(1)
 
 
 def _refuses_fewer_labels(folder: Path) -> None:
