@@ -271,6 +271,23 @@ def test_a_turn_that_ends_goes_to_whoever_waits():
     assert in_time
 
 
+def test_callers_of_a_short_model_do_not_wait_for_each_other(linear):
+    cpus = usable_cpus()
+    short, long = (Session(linear, "cpu", threads=cpus) for _ in range(2))
+    long._short = 0.0  # no run is as short as that
+    for session, waits in ((short, False), (long, True)):
+        session.run({"x": np.ones((1, 4), np.float32)})
+        for _ in range(runs_at_once(cpus, cpus)):
+            session._turns.__enter__()  # as many as may be inside
+        ran = threading.Thread(target=session.run, args=({"x": np.ones((1, 4), np.float32)},), daemon=True)
+        ran.start()
+        ran.join(0.2 if waits else 10)
+        assert ran.is_alive() == waits
+        session._turns.__exit__()
+        ran.join(10)
+        assert not ran.is_alive()
+
+
 def test_as_many_at_once_as_there_are_turns_and_errors_give_theirs_back():
     turns, inside, most = _Turns(3), [], []
 
