@@ -24,6 +24,8 @@ def crop(pixels: np.ndarray, box: Sequence[float]) -> np.ndarray:
     x2, y2 = (max(int(value), start + 1) for value, start in zip(box[2:], (x1, y1), strict=True))
     return pixels[y1:y2, x1:x2]
 
+_LEAST = np.float32(1e-20)  # length of an embedding
+
 
 def normalise(embeddings: np.ndarray) -> np.ndarray:
     """Return embeddings [N, D] float32 with unit length.
@@ -31,9 +33,9 @@ def normalise(embeddings: np.ndarray) -> np.ndarray:
     >>> normalise(np.array([[3, 4]], np.float32)).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """
-    lengths = np.sqrt(np.square(embeddings).sum(axis=1, keepdims=True))
+    lengths = np.sqrt(np.add.reduce(embeddings * embeddings, axis=1, keepdims=True))
     # A network that gives zeros has nothing to say of the image: its embedding stays zero, near to nothing.
-    unit: np.ndarray = np.divide(embeddings, lengths, out=np.zeros_like(embeddings), where=lengths > 0)
+    unit: np.ndarray = embeddings / np.maximum(lengths, _LEAST)
     return unit
 
 
