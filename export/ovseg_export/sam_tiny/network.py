@@ -36,12 +36,22 @@ def product(x, linear: nn.Linear):
     return paddle.matmul(x, linear.weight)
 
 
-class Attention(nn.Layer):
-    """Multi-head attention, with biases and positions where they cost nothing once constants are folded.
+def below_best(scores, axis: int):
+    """Scores less the best of an axis, and no less than its exponent makes a number of full precision.
 
-    Positions are projected apart from what they belong to. The bias of the keys is left out: it adds the same to
-    all weights of a query, which softmax takes away. The bias of the values passes through unchanged, since the
-    weights of a query add up to one.
+    Processors take a hundred times as long for others, and after softmax these are zero beside the best in any case.
+    """
+    return (scores - scores.max(axis=axis, keepdim=True)).clip(min=-60.0)
+
+
+class Attention(nn.Layer):
+    """Multi-head attention, with biases where they cost nothing once constants are folded.
+
+    The bias of the keys is left out: it adds the same to all weights of a query, which softmax takes away. The bias
+    of the values passes through unchanged, since the weights of a query add up to one.
+
+    Between few tokens and the many cells of an image, cells are not projected: a score is the product of a cell and
+    what the token's side makes of both projections, and values are projected after they are summed.
     """
 
     def __init__(self, dim: int, heads: int, inner: int | None = None) -> None:
@@ -52,16 +62,49 @@ class Attention(nn.Layer):
         self.out = nn.Linear(inner, dim)
 
     def split(self, x):
+        """[N, P, heads x width] to [N, heads, P, width]."""
         return x.reshape([0, 0, self.heads, self.width]).transpose([0, 2, 1, 3])
 
-    def forward(self, q, k, v, q_position=None, k_position=None):
-        bias = self.q.bias if q_position is None else product(q_position, self.q) + self.q.bias
-        q = self.split(product(q, self.q) + bias)
-        k = product(k, self.k) if k_position is None else product(k, self.k) + product(k_position, self.k)
-        k, v = self.split(k), self.split(product(v, self.v))
+    def join(self, x):
+        """What comes out for values [N, heads, P, width]."""
+        return product(x.transpose([0, 2, 1, 3]).reshape([0, 0, self.heads * self.width]), self.out) + self.bias()
+
+    def bias(self):
+        return product(self.v.bias, self.out) + self.out.bias
+
+    def by_head(self, linear: nn.Linear):
+        """Weights [dim, heads x width] as [heads, dim, width]."""
+        return linear.weight.reshape([-1, self.heads, self.width]).transpose([1, 0, 2])
+
+    def forward(self, q, k, v):
+        q = self.split(product(q, self.q) + self.q.bias)
+        k, v = self.split(product(k, self.k)), self.split(product(v, self.v))
         weights = functional.softmax(paddle.matmul(q, k, transpose_y=True) * self.width**-0.5, axis=-1)
-        x = paddle.matmul(weights, v).transpose([0, 2, 1, 3]).reshape([0, 0, self.heads * self.width])
-        return product(x, self.out) + (product(self.v.bias, self.out) + self.out.bias)
+        return self.join(paddle.matmul(weights, v))
+
+    def of_tokens(self, tokens, cells, values):
+        """What tokens [N, P, dim] take of values [N, T, dim] by their likeness to cells [N, T, dim]."""
+        dim = cells.shape[2]
+        q = self.split(product(tokens, self.q) + self.q.bias) * self.width**-0.5
+        q = paddle.matmul(q, self.by_head(self.k), transpose_y=True).reshape([0, -1, dim])
+        weights = functional.softmax(below_best(paddle.matmul(q, cells, transpose_y=True), axis=-1), axis=-1)
+        x = paddle.matmul(weights, values).reshape([0, self.heads, -1, dim])
+        return self.join(paddle.matmul(x, self.by_head(self.v)))
+
+    def of_cells(self, cells, tokens, values):
+        """What cells [N, T, dim] take of values [N, P, dim] by their likeness to tokens [N, P, dim]."""
+        dim = cells.shape[2]
+        k = self.split(product(tokens, self.k)) * self.width**-0.5
+        constant = paddle.matmul(k, self.q.bias.reshape([self.heads, self.width, 1])).reshape([0, -1, 1])
+        k = paddle.matmul(k, self.by_head(self.q), transpose_y=True).reshape([0, -1, dim])
+        scores = paddle.matmul(k, cells, transpose_y=True) + constant
+        # Softmax by hand: that of ONNX Runtime is slow over an axis as short as that of the tokens.
+        weights = paddle.exp(below_best(scores.reshape([0, self.heads, -1, cells.shape[1]]), axis=2))
+        weights = (weights / weights.sum(axis=2, keepdim=True)).reshape([0, -1, cells.shape[1]])
+        v = paddle.matmul(self.split(product(values, self.v)), self.out.weight.reshape([self.heads, self.width, dim]))
+        # The weights of all heads add up to their number.
+        v = v.reshape([0, -1, dim]) + self.bias() / self.heads
+        return paddle.matmul(weights, v, transpose_x=True)
 
 
 class GlobalBlock(nn.Layer):
@@ -137,10 +180,6 @@ def by_cell(x, height: int, width: int):
     return x.reshape([-1, 2, 2, 2, 2, 2, 2, channels]).transpose([0, 1, 4, 2, 5, 3, 6, 7])
 
 
-def outer(y, x):
-    return y.unsqueeze(2) * x.unsqueeze(1)
-
-
 class PromptEncoder(nn.Layer):
     """Points, boxes and a mask to tokens [N, P, 128] and to a dense embedding [N, T, 128]."""
 
@@ -176,38 +215,48 @@ class PromptEncoder(nn.Layer):
         return tokens
 
     def maps(self, xy, labels, height: int, width: int):
-        """Soft maps of a prompt on the grid [N, 11, h, w]: clicks at two scales, the box, its distances."""
-        y, x = self.grid(height, width)
+        """Soft maps of a prompt on a grid of twice the height and width [N, 11 x 2 x 2, height x width].
+
+        Clicks at two scales, the box, its distances: each a product of rows and columns, which are kept apart by
+        whether they are the first or the second of a cell.
+        """
+        y, x = self.grid(2 * height, 2 * width)
+        y, x = (axis.reshape([-1, 2]).transpose([1, 0]).reshape([-1]) for axis in (y, x))
         dx = (xy[:, :, 0:1] - x) ** 2 * -0.5
         dy = (xy[:, :, 1:2] - y) ** 2 * -0.5
-        channels = []
-        for label in (1.0, 0.0):
-            on = (labels == label).astype("float32").unsqueeze(2)
-            for sigma in (0.03, 0.12):
-                at_x = paddle.exp(dx * sigma**-2) * on
-                channels.append(paddle.matmul(paddle.exp(dy * sigma**-2), at_x, transpose_x=True))
-        first = (labels == 2.0).astype("float32").unsqueeze(2)
-        last = (labels == 3.0).astype("float32").unsqueeze(2)
+        positive, negative, first, last = (
+            (labels == label).astype("float32").unsqueeze(2) for label in (1.0, 0.0, 2.0, 3.0)
+        )
+        scales = (0.03**-2, 0.12**-2)
+        at_y = [paddle.exp((dy * scale).clip(min=-40.0)) for scale in scales] * 2
+        at_x = [paddle.exp((dx * scale).clip(min=-40.0)) * on for on in (positive, negative) for scale in scales]
+        at_y = paddle.stack(at_y, axis=1).reshape([0, 4, -1, 2, 1, height]).transpose([0, 1, 3, 4, 5, 2])
+        at_x = paddle.stack(at_x, axis=1).reshape([0, 4, -1, 2, 1, width]).transpose([0, 1, 4, 3, 2, 5])
+        clicks = paddle.matmul(at_y, at_x)
         low, high, has_box = (xy * first).sum(1), (xy * last).sum(1), first.sum(1)
         left, right = x - low[:, 0:1], high[:, 0:1] - x
         top, bottom = y - low[:, 1:2], high[:, 1:2] - y
         box_x, box_y = paddle.ones_like(left) * has_box, paddle.ones_like(top) * has_box
-        inside_x = functional.sigmoid(left * 100.0) * functional.sigmoid(right * 100.0)
-        inside_y = functional.sigmoid(top * 100.0) * functional.sigmoid(bottom * 100.0) * has_box
-        channels.append(outer(inside_y, inside_x))
-        channels += [outer(box_y, (side * 8.0).clip(-1.0, 1.0)) for side in (left, right)]
-        channels += [outer((side * 8.0).clip(-1.0, 1.0), box_x) for side in (top, bottom)]
-        channels.append(outer(box_y, box_x))
-        clicks = (labels == 1.0).astype("float32").sum(1).unsqueeze(1) * 0.25
-        channels.append(outer(paddle.ones_like(top) * clicks, paddle.ones_like(left)))
-        return paddle.stack(channels, axis=1)
+        inside_x, inside_y = (
+            functional.sigmoid((one * 100.0).clip(-20.0, 20.0)) * functional.sigmoid((other * 100.0).clip(-20.0, 20.0))
+            for one, other in ((left, right), (top, bottom))
+        )
+        inside_y = inside_y * has_box
+        left, right, top, bottom = ((side * 8.0).clip(-1.0, 1.0) for side in (left, right, top, bottom))
+        count = paddle.ones_like(top) * positive.sum(1) * 0.25
+        rows = paddle.stack([inside_y, box_y, box_y, top, bottom, box_y, count], axis=1)
+        columns = paddle.stack([inside_x, left, right, box_x, box_x, box_x, paddle.ones_like(left)], axis=1)
+        boxes = rows.reshape([0, 7, 2, 1, height, 1]) * columns.reshape([0, 7, 1, 2, 1, width])
+        return paddle.concat([clicks, boxes], axis=1).reshape([0, 44, height * width])
 
     def dense(self, xy, labels, mask_input, has_mask, height: int, width: int):
         """What the prompt adds to the image: one term of N prompts, one of the previous masks (1 or N)."""
         tokens = height * width
-        maps = self.maps(xy, labels, 2 * height, 2 * width).reshape([-1, 11, height, 2, width, 2])
-        maps = maps.transpose([0, 2, 4, 3, 5, 1]).reshape([-1, tokens, 44])
-        drawn = self.dense2(functional.relu(self.dense1(maps)))
+        # The weights have the map last of the cell's four places and eleven maps.
+        weight = self.dense1.weight.reshape([4, 11, -1]).transpose([2, 1, 0]).reshape([-1, 44])
+        maps = self.maps(xy, labels, height, width)
+        drawn = functional.relu(paddle.matmul(weight, maps) + self.dense1.bias.unsqueeze(1))
+        drawn = paddle.matmul(drawn, self.dense2.weight, transpose_x=True) + self.dense2.bias
         cells = mask_input.reshape([-1, height, 8, width, 8]).transpose([0, 1, 3, 2, 4])
         cells = cells.reshape([-1, tokens, 64]).clip(-16.0, 16.0) * 0.25
         masked = self.mask2(functional.relu(self.mask1(cells)))
@@ -227,9 +276,10 @@ class Layer(nn.Layer):
     def forward(self, tokens, prompt, image, grid, height: int, width: int):
         with_prompt = tokens + prompt
         tokens = self.norm1(tokens + self.self_attention(with_prompt, with_prompt, tokens))
-        tokens = self.norm2(tokens + self.token_to_image(tokens + prompt, image, image, k_position=grid))
+        placed = image + grid
+        tokens = self.norm2(tokens + self.token_to_image.of_tokens(tokens + prompt, placed, image))
         tokens = self.norm3(tokens + self.down(functional.relu(self.up(tokens))))
-        image = self.norm4(image + self.image_to_token(image, tokens + prompt, tokens, q_position=grid))
+        image = self.norm4(image + self.image_to_token.of_cells(placed, tokens + prompt, tokens))
         # Cells learn of an object through its tokens alone; this lets them agree with their neighbours.
         x = image.transpose([0, 2, 1]).reshape([-1, image.shape[2], height, width])
         return tokens, image + self.spread(x).flatten(2).transpose([0, 2, 1])
@@ -255,7 +305,7 @@ class MaskDecoder(nn.Layer):
         tokens = prompt
         for layer in self.layers:
             tokens, image = layer(tokens, prompt, image, grid, height, width)
-        tokens = self.norm(tokens + self.final(tokens + prompt, image, image, k_position=grid))
+        tokens = self.norm(tokens + self.final.of_tokens(tokens + prompt, image + grid, image))
         # Transposed convolutions of stride 2, as a linear layer on each cell: 32 -> 16 -> 8 -> 4 pixels.
         x = functional.relu(product(image, self.up16) + (at16 + self.up16.bias)).reshape([-1, cells, 4, FINE16])
         # What a quarter of a cell looks for in its 16 pixels; prompts are the columns of the product.
