@@ -155,16 +155,17 @@ class ImageEncoder(nn.Layer):
         h, w = at32.shape[2:]
         x = self.mix16(double(self.lateral32(at32)) + self.lateral16(at16))
         at32 = self.out32(at32).flatten(2).transpose([0, 2, 1])
-        at16 = self.out16(x).reshape([-1, FINE16, h, 2, w, 2]).transpose([0, 2, 4, 3, 5, 1])
+        at16 = by_cell(self.out16(x), h, w)
         x = self.mix8(double(self.down8(x)) + self.lateral8(at8))
-        at8 = self.out8(x).reshape([-1, FINE8, h, 2, 2, w, 2, 2]).transpose([0, 2, 5, 3, 6, 4, 7, 1])
-        x = self.mix4(double(self.down4(x)) + self.lateral4(at4))
+        at8 = by_cell(self.out8(x), h, w)
+        x = by_cell(self.mix4(double(self.down4(x)) + self.lateral4(at4)), h, w)
+        at4 = paddle.matmul(x, self.out4.weight.flatten(1), transpose_y=True) + self.out4.bias
         return (
             at32,
             at16.reshape([-1, h * w, 4 * FINE16]),
             at8.reshape([-1, h * w, 4, 4 * FINE8]),
-            by_cell(self.out4(x), h, w).reshape([-1, h * w, 16, 4 * FINE4]),
-            by_cell(x, h, w).reshape([-1, 16, PIXEL]),
+            at4.reshape([-1, h * w, 16, 4 * FINE4]),
+            x.reshape([-1, 16, PIXEL]),
         )
 
 
@@ -173,11 +174,15 @@ def double(x):
 
 
 def by_cell(x, height: int, width: int):
-    """Features of stride 4, [B, C, 8 h, 8 w], ordered by cell, quarter of it, quarter of that and so on."""
-    channels = x.shape[1]
-    # In two steps: Paddle has no tensor of ten dimensions.
-    x = x.reshape([-1, channels, height, 8, width, 8]).transpose([0, 2, 4, 3, 5, 1])
-    return x.reshape([-1, 2, 2, 2, 2, 2, 2, channels]).transpose([0, 1, 4, 2, 5, 3, 6, 7])
+    """Features [1, C, n h, n w] as [n h n w, C]: by cell, quarter of it, quarter of that and so on.
+
+    Channels are put last first: rows of them are moved faster than single numbers.
+    """
+    channels, halvings = x.shape[1], (x.shape[2] // height).bit_length() - 1
+    x = x.flatten(2).transpose([0, 2, 1])
+    x = x.reshape([height, *[2] * halvings, width, *[2] * halvings, channels])
+    order = [axis + side for axis in range(halvings + 1) for side in (0, halvings + 1)]
+    return x.transpose([*order, 2 * halvings + 2]).reshape([-1, channels])
 
 
 class PromptEncoder(nn.Layer):
