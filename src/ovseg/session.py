@@ -52,8 +52,8 @@ _MEMORIES = {CUDA: "cuda", TENSORRT: "cuda", "CANNExecutionProvider": "cann", _D
 # Threads of a session that wait for work spin this long before they sleep. ONNX Runtime's own default is far longer:
 # where another session, thread or process wants the core, it is lost to both.
 _SPIN_MICROSECONDS = 20
-# To take turns at a run this short costs more than it saves: a sleeping thread has to be woken for each. On two CPUs two
-# callers got 0.85 of what one got with turns and 1.14 without, of a model of one millisecond.
+# To take turns at a run this short costs more than it saves: a sleeping thread has to be woken for each. Of a model of
+# a millisecond two callers got 0.85 of what one got on two CPUs with turns, and 1.14 without.
 _SHORT_SECONDS = 0.004
 _MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told: a million takes minutes and gigabytes
 _SPINS_FOR_A_WHILE = (1, 26)  # the first ONNX Runtime that lets us set how long

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -168,7 +169,7 @@ def test_an_alternative_that_ends_while_it_is_measured_is_a_note(tmp_path: Path)
         environments=[f"openvino={dying}"],
         rounds=2,
         seconds=0,
-        starts=1,
+        starts=2,
         threads=1,
         batches=[1, 2],
     )
@@ -178,6 +179,24 @@ def test_an_alternative_that_ends_while_it_is_measured_is_a_note(tmp_path: Path)
         for name in ("instance_segmentation", shipped("instance_segmentation")[0].name)
     ]
     assert [set(row["sides"]) for row in found["rows"]] == [{"ovseg", "session"}] * len(found["rows"])
+
+
+def test_turns_are_divided_among_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[tuple[str, int]] = []
+
+    class Watched(Side):
+        def turn(self, *arguments: Any) -> dict[str, Any]:
+            turns.append((self.title, self._process.pid))
+            return super().turn(*arguments)
+
+    monkeypatch.setattr(measure, "Side", Watched)
+    plan = measure.Plan(pipelines=["PP-ShiTuV2"], rounds=3, seconds=0, starts=2, threads=1, batches=[1])
+    (row, *_) = measure.run(plan, print)["rows"]
+    assert set(row["sides"]) == {"ovseg", "session"}
+    first = turns[:6]  # of the pipeline; its models come after it
+    assert [title for title, _ in first] == ["ovseg", "ONNX Runtime"] * 3
+    ours = [pid for title, pid in first if title == "ovseg"]
+    assert ours[0] == ours[1] != ours[2]
 
 
 def test_batches_without_one() -> None:

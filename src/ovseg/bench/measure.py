@@ -47,7 +47,7 @@ class Plan:
         threads: of each side, on the CPU; 0 for as many as there are CPUs.
         rounds: turns of each side.
         seconds: of a turn by the clock, in which a call that is shorter is repeated.
-        starts: fresh processes of each side of a pipeline, for the cold start.
+        starts: times that each side is started, for the cold start; the rounds are divided among its processes.
         batches: images or prompts of a call.
         clock: `wall`, or `cpu` for processor time, which other work on the machine does not enter.
     """
@@ -164,7 +164,12 @@ class _Comparison:
         # What takes one image at a time is measured with one, whatever the batches are.
         self._batches = list(dict.fromkeys(plan.batches)) if subject.batches else [1]
         self._known = sorted({1, *self._batches})  # sides run once with one image when they start
-        self._peers = peers
+        self._peers = dict(peers)
+        self._turns: dict[int, dict[str, list[dict[str, Any]]]] = {batch: {} for batch in self._batches}
+        self._starts: dict[str, list[dict[str, Any]]] = {}
+        self._numbers: dict[str, float | None] = {}
+        self._memory: dict[str, dict[str, float]] = {}
+        self._failed: set[tuple[str, int]] = set()
         self._request: dict[str, Any] = {
             "subject": subject.request(self._known, plan.image),
             "device": _ALIASES.get(device, device),
@@ -172,28 +177,36 @@ class _Comparison:
         }
 
     def measure(self) -> None:
-        """Start all sides, take the turns, and start again for the cold start."""
-        with contextlib.ExitStack() as stack:
-            ours = stack.enter_context(self._side(OURS))
+        """Start all sides again and again, and let each set of processes take its share of the turns.
+
+        Where the memory of a process happens to lie makes it a tenth faster or slower as long as it lives.
+        """
+        for rounds in _shares(self._plan.rounds, self._plan.starts):
+            with contextlib.ExitStack() as stack:
+                sides = self._start_all(stack)
+                for batch in self._batches:
+                    self._take_turns(sides, batch, rounds)
+        for batch in self._batches:
+            self._found["rows"].append(self._row(batch))
+        for name, known in self._starts.items():
+            start = _start(known) | {"memory": self._memory.get(name, known[-1]["memory"])}
+            self._found["starts"].append(self._where() | {"side": name} | start)
+
+    def _start_all(self, stack: contextlib.ExitStack) -> dict[str, Side]:
+        """Start a process of each side; the first of ours says what the others do."""
+        sides = {OURS: stack.enter_context(self._side(OURS))}
+        if not self._starts:
+            ours = sides[OURS]
             self._request["settings"] = ours.settings
             self._request["runs"] = {batch: ours.record(batch, self._scratch) for batch in self._known}
-            sides = {OURS: ours, BARE: stack.enter_context(self._side(BARE))}
-            for name in self._peers:
-                if (side := self._peer(name)) is not None:
-                    sides[name] = stack.enter_context(side)
-            memory: dict[str, dict[str, float]] = {}
-            for batch in self._batches:
-                self._take_turns(sides, batch, memory)
-        starts: dict[str, list[dict[str, Any]]] = {name: [side.start] for name, side in sides.items()}
-        for _ in range(self._plan.starts - 1 if self._subject.is_pipeline else 0):
-            for name, known in starts.items():
-                try:
-                    with self._side(name) as side:
-                        known.append(side.start)
-                except OvsError as error:
-                    self._note_failure(name, error)
-        for name, known in starts.items():
-            self._found["starts"].append(self._where() | {"side": name} | _start(known) | {"memory": memory[name]})
+        sides[BARE] = stack.enter_context(self._side(BARE))
+        for name in list(self._peers):
+            if (side := self._peer(name)) is not None:
+                sides[name] = stack.enter_context(side)
+        for name, side in sides.items():
+            self._starts.setdefault(name, []).append(side.start)
+            self._numbers.setdefault(name, side.found)
+        return sides
 
     def _where(self) -> dict[str, Any]:
         return {
@@ -210,64 +223,83 @@ class _Comparison:
         return Side(title, Path(sys.executable), f"{name}_side", self._request, self._scratch)
 
     def _peer(self, name: str) -> Side | None:
-        """Start an alternative; None, and a note, where it has no counterpart or fails."""
-        if PEERS[name].archives:
-            if not self._subject.whole:
-                return None
-            try:
-                archives = {role: str(self._archive(folder)) for role, folder in self._subject.folders.items()}
-            except OvsError as error:
-                self._note(name, error.cause)
-                return None
-            if name == "paddle" and set(archives) != {"model"}:
-                return None  # it runs one program
-            self._request["subject"]["paddle"] = archives
+        """Start an alternative; None where it has no counterpart or has failed, which is noted once."""
+        if name not in self._peers:
+            return None
         try:
-            return self._side(name)
+            if not PEERS[name].archives or self._has_archives(name):
+                return self._side(name)
         except OvsError as error:
             self._note(name, error.cause)
-            return None
+        del self._peers[name]
+        return None
+
+    def _has_archives(self, name: str) -> bool:
+        """Whether an alternative that reads Paddle archives can run the subject; they are made where they are not."""
+        if not self._subject.whole:
+            return False
+        archives = {role: str(self._archive(folder)) for role, folder in self._subject.folders.items()}
+        if name == "paddle" and set(archives) != {"model"}:
+            return False  # it runs one program
+        self._request["subject"]["paddle"] = archives
+        return True
 
     def _archive(self, folder: ModelFolder) -> Path:
         given = dict(zip(self._plan.models, self._plan.archives, strict=False))
         return (given.get(folder.path) or forms.archive(folder)).absolute()
 
     def _note(self, name: str, text: str) -> None:
-        self._found["notes"].append(f"{self._subject.name}, {PEERS[name].title}: {text}")
+        note = f"{self._subject.name}, {PEERS[name].title}: {text}"
+        if note not in self._found["notes"]:
+            self._found["notes"].append(note)
 
-    def _note_failure(self, name: str, error: OvsError) -> None:
-        if name not in PEERS:
-            raise error
-        self._note(name, error.cause)
-
-    def _take_turns(self, sides: dict[str, Side], batch: int, memory: dict[str, dict[str, float]]) -> None:
-        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-        for _ in range(self._plan.rounds):
+    def _take_turns(self, sides: dict[str, Side], batch: int, rounds: int) -> None:
+        turns = self._turns[batch]
+        for _ in range(rounds):
             for name, side in list(sides.items()):
-                try:
-                    turns[name].append(side.turn(batch, self._plan.seconds, self._plan.clock))
-                except OvsError as error:
-                    self._note_failure(name, error)
-                    del sides[name], turns[name]
+                if (name, batch) in self._failed:
                     continue
-                memory[name] = turns[name][-1]["memory"]
+                try:
+                    turn = side.turn(batch, self._plan.seconds, self._plan.clock)
+                except OvsError as error:
+                    if name not in PEERS:
+                        raise
+                    self._note(name, error.cause)
+                    self._failed.add((name, batch))
+                    del sides[name]
+                    continue
+                turns.setdefault(name, []).append(turn)
+                self._memory[name] = turn["memory"]
                 if name in PEERS:
                     time.sleep(_SETTLE)
+
+    def _row(self, batch: int) -> dict[str, Any]:
+        """What a batch came to, of the sides that took all turns."""
+        turns = {name: found for name, found in self._turns[batch].items() if len(found) == self._plan.rounds}
+        ours = turns[OURS]
         row = self._where() | {"batch": batch, "sides": {name: _summary(found) for name, found in turns.items()}}
-        row["ratios"] = {name: _ratio(turns[OURS], found) for name, found in turns.items() if name != OURS}
-        stages = turns[OURS][0]["stages"]
+        row["ratios"] = {name: _ratio(ours, found) for name, found in turns.items() if name != OURS}
         row["stages"] = {
-            stage: {clock: statistics.median(turn["stages"][stage][clock] for turn in turns[OURS]) for clock in CLOCKS}
-            for stage in stages
+            stage: {clock: statistics.median(turn["stages"][stage][clock] for turn in ours) for clock in CLOCKS}
+            for stage in ours[0]["stages"]
         }
-        expected = sides[OURS].found
+        expected = self._numbers[OURS]
         # Sums of rounded products differ in their last digits, which moves a pixel of a mask's edge here and there.
         row["same"] = {
-            name: abs(side.found - expected) <= 0.005 * abs(expected)
-            for name, side in sides.items()
-            if name != OURS and side.found is not None and expected is not None
+            name: abs(number - expected) <= 0.005 * abs(expected)
+            for name, number in self._numbers.items()
+            if name in row["ratios"] and number is not None and expected is not None
         }
-        self._found["rows"].append(row)
+        return row
+
+
+def _shares(rounds: int, starts: int) -> list[int]:
+    """Divide the rounds among the starts.
+
+    >>> _shares(7, 3)
+    [3, 2, 2]
+    """
+    return [rounds // starts + (number < rounds % starts) for number in range(starts)]
 
 
 def _summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

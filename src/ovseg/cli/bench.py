@@ -27,7 +27,7 @@ ENVIRONMENT = typer.Option(None, "--env", metavar="NAME=PYTHON", help="Interpret
 THREADS = typer.Option(0, "--threads", help="Threads of each side; 0 for as many as there are CPUs.")
 ROUNDS = typer.Option(7, "--rounds", help="Turns of each side.")
 SECONDS = typer.Option(0.2, "--seconds", help="Length of a turn; a shorter call is repeated in it.")
-STARTS = typer.Option(3, "--starts", help="Fresh processes for the cold start.")
+STARTS = typer.Option(3, "--starts", help="Times each side is started, with its share of the turns.")
 BATCHES = typer.Option("1,8", "--batches", help="Images or prompts of a call.")
 CLOCK = typer.Option("wall", "--clock", help="wall, or cpu: processor time, where other work is on the machine.")
 OUT = typer.Option(None, "--out", "-o", metavar="DIR", help="Folder for RESULTS.md, results.json and results.png.")

@@ -24,6 +24,7 @@ def crop(pixels: np.ndarray, box: Sequence[float]) -> np.ndarray:
     x2, y2 = (max(int(value), start + 1) for value, start in zip(box[2:], (x1, y1), strict=True))
     return pixels[y1:y2, x1:x2]
 
+
 _LEAST = np.float32(1e-20)  # length of an embedding
 
 
