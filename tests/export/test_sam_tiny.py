@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+onnx = pytest.importorskip("onnx", reason='needs the export extra: pip install "ovseg[export]"')
 paddle = pytest.importorskip("paddle", reason='needs the export extra: pip install "ovseg[export]"')
 pytestmark = pytest.mark.export
 
@@ -28,6 +29,13 @@ def test_onnx_equals_paddle_on_eight_photographs() -> None:
     assert figures["mask_logits_max_difference"] <= 1e-3
     assert figures["mask_pixels_equal"] >= 0.999
     assert figures["iou_max_difference"] <= 1e-3
+
+
+@pytest.mark.parametrize("path", sorted(find_model("SAM-tiny").path.glob("*.onnx")), ids=lambda path: path.stem)
+def test_no_tensor_has_more_dimensions_than_tensorrt_takes(path: Path) -> None:
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    ranks = [len(value.type.tensor_type.shape.dim) for value in graph.value_info]
+    assert len(ranks) > 100 and max(ranks) <= 8
 
 
 def test_another_picture_gives_another_mask() -> None:

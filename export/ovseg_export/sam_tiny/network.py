@@ -176,13 +176,14 @@ def double(x):
 def by_cell(x, height: int, width: int):
     """Features [1, C, n h, n w] as [n h n w, C]: by cell, quarter of it, quarter of that and so on.
 
-    Channels are put last first: rows of them are moved faster than single numbers.
+    Channels are put last first: rows of them are moved faster than single numbers. They stay with the columns of the
+    last halves, as TensorRT has no tensor of more than eight dimensions.
     """
     channels, halvings = x.shape[1], (x.shape[2] // height).bit_length() - 1
     x = x.flatten(2).transpose([0, 2, 1])
-    x = x.reshape([height, *[2] * halvings, width, *[2] * halvings, channels])
+    x = x.reshape([height, *[2] * halvings, width, *[2] * (halvings - 1), 2 * channels])
     order = [axis + side for axis in range(halvings + 1) for side in (0, halvings + 1)]
-    return x.transpose([*order, 2 * halvings + 2]).reshape([-1, channels])
+    return x.transpose(order).reshape([-1, channels])
 
 
 class PromptEncoder(nn.Layer):
@@ -257,7 +258,7 @@ class PromptEncoder(nn.Layer):
     def dense(self, xy, labels, mask_input, has_mask, height: int, width: int):
         """What the prompt adds to the image: one term of N prompts, one of the previous masks (1 or N)."""
         tokens = height * width
-        # The weights have the map last of the cell's four places and eleven maps.
+        # The weights go by the four places of a cell and then by map; the maps are the other way round.
         weight = self.dense1.weight.reshape([4, 11, -1]).transpose([2, 1, 0]).reshape([-1, 44])
         maps = self.maps(xy, labels, height, width)
         drawn = functional.relu(paddle.matmul(weight, maps) + self.dense1.bias.unsqueeze(1))
@@ -333,7 +334,7 @@ class MaskDecoder(nn.Layer):
             wide = paddle.concat([weights[:, :, :FINE4], weights[:, :, FINE4 + 1 : -1]], axis=2)
             wide = paddle.matmul(wide.reshape([-1, FINE4 + PIXEL]), everywhere)
             logits = logits + wide.reshape([-1, count, 64 * cells]) + local * (1.0 + weights[:, :, -1:])
-            logits = logits.reshape([-1, height, width, 2, 2, 2, 2, 2, 2]).transpose([0, 1, 3, 5, 7, 2, 4, 6, 8])
+            logits = logits.reshape([-1, width, 2, 2, 2, 2, 2, 2]).transpose([0, 2, 4, 6, 1, 3, 5, 7])
             return logits.reshape([-1, count, 8 * height, 8 * width])
 
         return masks(0, 1), iou[:, 0:1], masks(1, MASKS), iou[:, 1:]
