@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 
 import numpy as np
@@ -302,6 +303,89 @@ def test_as_many_at_once_as_there_are_turns_and_errors_give_theirs_back():
     with ThreadPoolExecutor(9) as pool:
         list(pool.map(work, range(90)))
     assert len(most) == 90 and max(most) == 3
+
+
+class _Interrupted:
+    """A lock whose first caller is interrupted by Ctrl-C as soon as the lock is taken, where Python may do so."""
+
+    def __init__(self, lock, calls):
+        self._lock, self._calls = lock, calls
+
+    def __getattr__(self, name):
+        return getattr(self._lock, name)
+
+    def _once(self, name, value):
+        if name in self._calls:
+            self._calls.remove(name)
+            raise KeyboardInterrupt
+        return value
+
+    def acquire(self):
+        return self._once("acquire", self._lock.acquire())
+
+    def release(self):
+        return self._once("release", self._lock.release())
+
+    def __enter__(self):
+        return self._lock.__enter__()  # a lock's own `with` is not interrupted before its body
+
+    def __exit__(self, *_):
+        return self._once("exit", self._lock.release())
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("lock, call", [("_gate", "acquire"), ("_gate", "release"), ("_counting", "exit")])
+def test_who_is_interrupted_on_the_way_in_keeps_no_turn(at_once, lock, call):
+    turns = _Turns(at_once)
+    calls = [call]
+    setattr(turns, lock, _Interrupted(getattr(turns, lock), calls))
+    # On the way in, or with one turn as it opens the gate on the way out.
+    with pytest.raises(KeyboardInterrupt), turns:
+        pass
+    assert not calls
+    with ThreadPoolExecutor(1) as pool:  # all can be had again, and no more
+        taken = pool.submit(lambda: [turns.__enter__() for _ in range(at_once)])
+        if wait_for([taken], 10).not_done:
+            turns._gate.release()  # ends the test
+            pytest.fail("a turn was lost")
+    assert turns._gate.locked()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts by a timer")
+def test_ctrl_c_leaves_a_session_to_its_other_callers(linear, tmp_path):
+    path = tmp_path / "linear.onnx"
+    path.write_bytes(linear)
+    code = f"""
+import os, random, signal, threading
+import numpy as np
+from ovseg.session import Session, runs_at_once
+session = Session({str(path)!r}, "cpu", threads=2)
+session._short = 0.0  # no run is as short as that
+x = np.ones((20_000, 4), np.float32)
+def work():
+    while True:
+        session.run({{"x": x}})
+for _ in range(3 * runs_at_once(2, os.cpu_count())):
+    threading.Thread(target=work, daemon=True).start()
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(100):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.02))
+        work()
+    except KeyboardInterrupt:
+        pass
+    other = threading.Thread(target=session.run, args=({{"x": x}},), daemon=True)
+    other.start()
+    other.join(10)
+    if other.is_alive():
+        print("stuck", flush=True)
+        os._exit(0)
+print("alive", flush=True)
+os._exit(0)
+"""
+    assert python(code).stdout.split() == ["alive"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc and sets the affinity")

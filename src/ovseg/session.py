@@ -165,7 +165,7 @@ class Session:
         # DirectML is documented as not safe to run from several threads at once.
         alone = graph or _DML in self.providers
         at_once = runs_at_once(self.threads, usable_cpus()) if self.providers == (CPU,) else 0
-        self._turns = _Turns(1 if alone else at_once)
+        self._turns = _turns(1 if alone else at_once)
         self._short = _SHORT_SECONDS if at_once and not alone else 0.0
 
     def run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -209,7 +209,7 @@ class Session:
                 started = time.perf_counter()
                 values = run(feeds, wanted)
                 if time.perf_counter() - started < self._short:
-                    self._turns, self._short = _Turns(0), 0.0
+                    self._turns, self._short = _turns(0), 0.0
         except Exception as error:
             raise self._failed(feeds, error) from error
         return dict(zip(wanted, values, strict=True))
@@ -365,33 +365,63 @@ class _Replay:
 class _Turns:
     """Lets so many callers in at the same time, or all if 0; others wait.
 
-    The gate is open while a turn is free, and all who wait do so at the gate, so that whichever turn ends first lets
+    The gate is open while a turn is free, and all who wait do so before it, so that whichever turn ends first lets
     one of them in. Locks, as a semaphore of Python's lets the caller that has just left in again before those who wait:
     of two that ran a small model for a second, one got a single turn.
+
+    Ctrl-C may come between any two calls, also when a lock has just been taken. A lock's own `with` is safe then; a
+    caller that is interrupted on its way in opens the gate again, or all others would wait for ever.
     """
 
     def __init__(self, at_once: int) -> None:
         self._free = self._at_once = at_once
-        self._gate, self._counting = threading.Lock(), threading.Lock()
+        self._queue, self._gate, self._counting = threading.Lock(), threading.Lock(), threading.Lock()
 
     def __enter__(self) -> None:
         """Wait for a turn."""
         if not self._at_once:
             return
-        self._gate.acquire()
-        with self._counting:
-            self._free -= 1
-            if self._free:
-                self._gate.release()
+        inside = False
+        try:
+            with self._queue:
+                try:
+                    self._gate.acquire()
+                    with self._counting:
+                        self._free -= 1
+                        inside = True
+                        if self._free:
+                            self._gate.release()
+                except BaseException:
+                    # Nobody else closes the gate meanwhile: it is locked where a turn is free only if we did it.
+                    with self._counting:
+                        if self._free and self._gate.locked():
+                            self._gate.release()
+                    raise
+        except BaseException:
+            if inside:
+                self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         """Give it back."""
         if not self._at_once:
             return
-        with self._counting:
-            self._free += 1
-            if self._free == 1:
-                self._gate.release()
+        given_back = False
+        try:
+            with self._counting:
+                self._free += 1
+                given_back = True
+                if self._free == 1:
+                    self._gate.release()
+        except BaseException:
+            if not given_back:
+                self.__exit__()
+            raise
+
+
+def _turns(at_once: int) -> _Turns | threading.Lock:
+    """What lets so many callers in. A lock's own `with` loses no turn at all to Ctrl-C, and one caller is the usual."""
+    return threading.Lock() if at_once == 1 else _Turns(at_once)
 
 
 def runs_at_once(threads: int, cpus: int) -> int:
