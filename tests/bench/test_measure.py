@@ -181,6 +181,30 @@ def test_an_alternative_that_ends_while_it_is_measured_is_a_note(tmp_path: Path)
     assert [set(row["sides"]) for row in found["rows"]] == [{"ovseg", "session"}] * len(found["rows"])
 
 
+def test_an_alternative_that_fails_with_a_large_batch_keeps_the_turns_of_a_small_one(tmp_path: Path) -> None:
+    wall = '{"wall": 1, "cpu": 1}'
+    ready = f'{{"event": "ready", "imported": {wall}, "loaded": {wall}, "first": {wall}, "cpu": 1, "late": 0, '
+    ready += '"memory": {}, "found": null, "settings": {}}'
+    turn = '{"event": "turn", "wall": 1, "cpu": 1, "memory": {}, "stages": {}}'
+    weak = tmp_path / "python"
+    answer = f"case $order in *'\"batch\": 2'*) exit 3 ;; *) echo '{turn}' ;; esac"
+    weak.write_text(f"#!/bin/sh\n[ $1 = -c ] && exit 0\necho '{ready}'\nwhile read order; do {answer}; done\n")
+    weak.chmod(0o755)
+    plan = measure.Plan(
+        pipelines=["instance_segmentation"],
+        against=["openvino"],
+        environments=[f"openvino={weak}"],
+        rounds=2,
+        seconds=0,
+        starts=2,
+        threads=1,
+        batches=[2, 1],
+    )
+    rows = measure.run(plan, print)["rows"]
+    with_it = {"ovseg", "session", "openvino"}
+    assert [(row["batch"], set(row["sides"])) for row in rows[:2]] == [(2, {"ovseg", "session"}), (1, with_it)]
+
+
 def test_turns_are_divided_among_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[tuple[str, int]] = []
 

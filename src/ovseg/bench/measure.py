@@ -169,7 +169,7 @@ class _Comparison:
         self._starts: dict[str, list[dict[str, Any]]] = {}
         self._numbers: dict[str, float | None] = {}
         self._memory: dict[str, dict[str, float]] = {}
-        self._failed: set[tuple[str, int]] = set()
+        self._failed: dict[str, int] = {}  # the least batch that an alternative failed with
         self._request: dict[str, Any] = {
             "subject": subject.request(self._known, plan.image),
             "device": _ALIASES.get(device, device),
@@ -184,7 +184,7 @@ class _Comparison:
         for rounds in _shares(self._plan.rounds, self._plan.starts):
             with contextlib.ExitStack() as stack:
                 sides = self._start_all(stack)
-                for batch in self._batches:
+                for batch in sorted(self._batches):  # what fails with a large one has the turns of the small ones
                     self._take_turns(sides, batch, rounds)
         for batch in self._batches:
             self._found["rows"].append(self._row(batch))
@@ -257,7 +257,7 @@ class _Comparison:
         turns = self._turns[batch]
         for _ in range(rounds):
             for name, side in list(sides.items()):
-                if (name, batch) in self._failed:
+                if batch >= self._failed.get(name, math.inf):
                     continue
                 try:
                     turn = side.turn(batch, self._plan.seconds, self._plan.clock)
@@ -265,7 +265,9 @@ class _Comparison:
                     if name not in PEERS:
                         raise
                     self._note(name, error.cause)
-                    self._failed.add((name, batch))
+                    self._failed[name] = batch
+                    if batch == min(self._batches):
+                        del self._peers[name]  # there is nothing left to start it for
                     del sides[name]
                     continue
                 turns.setdefault(name, []).append(turn)
