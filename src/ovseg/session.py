@@ -366,8 +366,8 @@ class _Turns:
     """Lets so many callers in at the same time, or all if 0; others wait.
 
     The gate is open while a turn is free, and all who wait do so before it, so that whichever turn ends first lets
-    one of them in. Locks, as a semaphore of Python's lets the caller that has just left in again before those who wait:
-    of two that ran a small model for a second, one got a single turn.
+    one of them in. A semaphore of Python's lets the caller that has just left in again before those who wait: of two
+    that ran a small model for a second, one got a single turn.
 
     Ctrl-C may come between any two calls, also when a lock has just been taken. A lock's own `with` is safe then; a
     caller that is interrupted on its way in opens the gate again, or all others would wait for ever.
