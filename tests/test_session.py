@@ -305,6 +305,15 @@ def test_as_many_at_once_as_there_are_turns_and_errors_give_theirs_back():
     assert len(most) == 90 and max(most) == 3
 
 
+def test_a_model_that_does_not_fit_into_memory_is_not_called_damaged(linear, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model from a.onnx failed:std::bad_alloc")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+    with pytest.raises(RunError, match=r"not enough memory to load the model given as bytes: .*bad_alloc\..*ulimit"):
+        Session(linear, "cpu")
+
+
 class _Interrupted:
     """A lock whose first caller is interrupted by Ctrl-C as soon as the lock is taken, where Python may do so."""
 

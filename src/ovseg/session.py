@@ -123,6 +123,7 @@ class Session:
 
         Raises:
             ModelError: the file is missing, or is not a model that ONNX Runtime can run.
+            RunError: there is not enough memory to load it.
             DeviceUnavailable: the device was named and its provider is not really used.
             ConfigError: an argument that has no meaning.
             MissingExtra: ONNX Runtime is not installed.
@@ -286,6 +287,12 @@ class Session:
             try:
                 session = _create(ort, model, options, on_cpu)
             except Exception as cpu_error:
+                if isinstance(cpu_error, MemoryError) or OUT_OF_MEMORY.search(str(cpu_error)):
+                    raise RunError(
+                        f"There is not enough memory to load {self._label}: {one_line(cpu_error)}.",
+                        "End what else uses it, raise its limit (ulimit -v, that of a container), or use a smaller "
+                        "model.",
+                    ) from error
                 raise ModelError(
                     f"{self._label} cannot be loaded: {one_line(cpu_error)}.",
                     "Check that it is a whole ONNX file, and next to its external data if it has any.",
