@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -370,7 +371,7 @@ class _Replay:
 
 
 class _Turns:
-    """Lets so many callers in at the same time, or all if 0; others wait.
+    """Lets so many callers in at the same time; others wait.
 
     The gate is open while a turn is free, and all who wait do so before it, so that whichever turn ends first lets
     one of them in. A semaphore of Python's lets the caller that has just left in again before those who wait: of two
@@ -381,13 +382,11 @@ class _Turns:
     """
 
     def __init__(self, at_once: int) -> None:
-        self._free = self._at_once = at_once
+        self._free = at_once
         self._queue, self._gate, self._counting = threading.Lock(), threading.Lock(), threading.Lock()
 
     def __enter__(self) -> None:
         """Wait for a turn."""
-        if not self._at_once:
-            return
         inside = False
         try:
             with self._queue:
@@ -411,8 +410,6 @@ class _Turns:
 
     def __exit__(self, *_: object) -> None:
         """Give it back."""
-        if not self._at_once:
-            return
         given_back = False
         try:
             with self._counting:
@@ -426,8 +423,13 @@ class _Turns:
             raise
 
 
-def _turns(at_once: int) -> _Turns | threading.Lock:
-    """What lets so many callers in. A lock's own `with` loses no turn at all to Ctrl-C, and one caller is the usual."""
+def _turns(at_once: int) -> contextlib.AbstractContextManager[Any]:
+    """What lets so many callers in, or all if 0.
+
+    One is the usual: a lock's own `with` loses no turn at all to Ctrl-C.
+    """
+    if not at_once:
+        return contextlib.nullcontext()
     return threading.Lock() if at_once == 1 else _Turns(at_once)
 
 

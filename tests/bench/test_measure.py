@@ -156,24 +156,28 @@ def test_a_side_that_ends_between_two_turns_is_told(tmp_path: Path) -> None:
         side.turn(1, 0, "wall")
 
 
-def test_an_alternative_that_ends_while_it_is_measured_is_a_note(tmp_path: Path) -> None:
+def compared_with(alternative: Path, orders: str, batches: list[int]) -> dict[str, Any]:
+    """Measure beside an alternative that is ready at once and then does what a shell script says."""
     wall = '{"wall": 1, "cpu": 1}'
     ready = f'{{"event": "ready", "imported": {wall}, "loaded": {wall}, "first": {wall}, "cpu": 1, "late": 0, '
     ready += '"memory": {}, "found": null, "settings": {}}'
-    dying = tmp_path / "python"
-    dying.write_text(f"#!/bin/sh\n[ $1 = -c ] && exit 0\necho '{ready}'\nread order\nexit 3\n")
-    dying.chmod(0o755)
+    alternative.write_text(f"#!/bin/sh\n[ $1 = -c ] && exit 0\necho '{ready}'\n{orders}\n")
+    alternative.chmod(0o755)
     plan = measure.Plan(
         pipelines=["instance_segmentation"],
         against=["openvino"],
-        environments=[f"openvino={dying}"],
+        environments=[f"openvino={alternative}"],
         rounds=2,
         seconds=0,
         starts=2,
         threads=1,
-        batches=[1, 2],
+        batches=batches,
     )
-    found = measure.run(plan, print)
+    return measure.run(plan, print)
+
+
+def test_an_alternative_that_ends_while_it_is_measured_is_a_note(tmp_path: Path) -> None:
+    found = compared_with(tmp_path / "python", "read order\nexit 3", [1, 2])
     assert found["notes"] == [
         f"{name}, OpenVINO: OpenVINO ended with the status 3: it says nothing"
         for name in ("instance_segmentation", shipped("instance_segmentation")[0].name)
@@ -182,25 +186,9 @@ def test_an_alternative_that_ends_while_it_is_measured_is_a_note(tmp_path: Path)
 
 
 def test_an_alternative_that_fails_with_a_large_batch_keeps_the_turns_of_a_small_one(tmp_path: Path) -> None:
-    wall = '{"wall": 1, "cpu": 1}'
-    ready = f'{{"event": "ready", "imported": {wall}, "loaded": {wall}, "first": {wall}, "cpu": 1, "late": 0, '
-    ready += '"memory": {}, "found": null, "settings": {}}'
     turn = '{"event": "turn", "wall": 1, "cpu": 1, "memory": {}, "stages": {}}'
-    weak = tmp_path / "python"
     answer = f"case $order in *'\"batch\": 2'*) exit 3 ;; *) echo '{turn}' ;; esac"
-    weak.write_text(f"#!/bin/sh\n[ $1 = -c ] && exit 0\necho '{ready}'\nwhile read order; do {answer}; done\n")
-    weak.chmod(0o755)
-    plan = measure.Plan(
-        pipelines=["instance_segmentation"],
-        against=["openvino"],
-        environments=[f"openvino={weak}"],
-        rounds=2,
-        seconds=0,
-        starts=2,
-        threads=1,
-        batches=[2, 1],
-    )
-    rows = measure.run(plan, print)["rows"]
+    rows = compared_with(tmp_path / "python", f"while read order; do {answer}; done", [2, 1])["rows"]
     with_it = {"ovseg", "session", "openvino"}
     assert [(row["batch"], set(row["sides"])) for row in rows[:2]] == [(2, {"ovseg", "session"}), (1, with_it)]
 

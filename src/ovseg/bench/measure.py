@@ -223,9 +223,7 @@ class _Comparison:
         return Side(title, Path(sys.executable), f"{name}_side", self._request, self._scratch)
 
     def _peer(self, name: str) -> Side | None:
-        """Start an alternative; None where it has no counterpart or has failed, which is noted once."""
-        if name not in self._peers:
-            return None
+        """Start an alternative; None, and never again, where it has no counterpart or fails, which is noted."""
         try:
             if not PEERS[name].archives or self._has_archives(name):
                 return self._side(name)
