@@ -156,9 +156,8 @@ def prepare(pixels: Sequence[np.ndarray], preprocessing: Preprocessing) -> Prepa
         source = image.astype(np.float32) if preprocessing.normalise_first else image
         if (rows, columns) != image.shape[:2]:
             source = cv2.resize(source, (columns, rows), interpolation=preprocessing.interpolation)
-        np.copyto(planes, source.transpose(2, 0, 1)[::-1])
         # A product and a sum, in PaddleX's order, so that the last bit is the same as well.
-        planes *= factor
+        np.multiply(source.transpose(2, 0, 1)[::-1], factor, out=planes)
         planes += offset
     return Prepared(padded, shapes, sizes)
 
