@@ -37,6 +37,7 @@ def build_app() -> Any:
     app = typer.Typer(
         name="ovs",
         help="PaddleX's vision pipelines on ONNX Runtime.",
+        epilog="Exit status: 0 if all went well, 2 for bad input, 1 for a failure, 130 after Ctrl-C.",
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
