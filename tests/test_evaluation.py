@@ -222,6 +222,16 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda d: _set(d, "annotations", 1, "category_id", value=5),
         r"\[1\] has the category_id 5",
     ),
+    "an image of a list": (lambda d: _set(d, "annotations", 1, "image_id", value=[0]), r"\[1\] has the image_id \[0\]"),
+    "ids of two kinds": (
+        lambda d: (_set(d, "images", 3, "id", value="30"), _set(d, "annotations", 6, "image_id", value="30")),
+        "images have texts and numbers as ids",
+    ),
+    "an area of null": (lambda d: _set(d, "annotations", 1, "area", value=None), r"\[1\] has the area None"),
+    "a box of null": (lambda d: _set(d, "annotations", 1, "bbox", value=None), r"\[1\] has the bbox None"),
+    "a box of nothing": (lambda d: _set(d, "annotations", 1, "bbox", value=[]), r"\[1\] has the bbox \[\]"),
+    "a crowd of null": (lambda d: _set(d, "annotations", 1, "iscrowd", value=None), r"\[1\] has the iscrowd None"),
+    "a crowd of text": (lambda d: _set(d, "annotations", 1, "iscrowd", value="0"), r"\[1\] has the iscrowd '0'"),
     "a polygon of two points": (
         lambda d: _set(d, "annotations", 0, "segmentation", value=[[1, 2, 3, 4]]),
         r"annotations\[0\] has a segmentation that cannot be used",

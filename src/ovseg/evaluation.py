@@ -18,7 +18,7 @@ from .errors import ConfigError, ImageError, OvsError, SaveError
 from .pipelines.instance_segmentation import InstanceSegmentationPipeline
 from .results.base import Result
 from .results.saving import atomic_write
-from .schema import shown
+from .schema import is_number, shown
 from .stages.masks import encode_rle
 
 RESULTS_FILE, METRICS_FILE, UNFINISHED_FILE = "results.json", "metrics.json", "unfinished.jsonl"
@@ -119,6 +119,8 @@ def read_annotations(path: str | Path) -> Annotations:
     for key, name in (("images", "id"), ("images", "file_name"), ("categories", "id"), ("categories", "name")):
         if wrong := [entry[name] for entry in dataset[key] if not isinstance(entry[name], str | int)]:
             raise ConfigError(f"{path}: {key} have the {name} {shown(wrong[0])}.", "Give a text or a whole number.")
+        if name == "id" and len({isinstance(entry["id"], str) for entry in dataset[key]}) > 1:
+            raise ConfigError(f"{path}: {key} have texts and numbers as ids.", "Give ids of one kind.")
         counted = Counter(entry[name] for entry in dataset[key])
         if twice := next((value for value, count in counted.items() if count > 1), None):
             raise ConfigError(f"{path}: two {key} have the {name} {twice!r}.", "Rename one of them.")
@@ -133,6 +135,12 @@ def read_annotations(path: str | Path) -> Annotations:
     categories = {category["name"]: category["id"] for category in dataset["categories"]}
     known = set(categories.values())
     for number, annotation in enumerate(dataset["annotations"]):
+        for key in ("image_id", "category_id"):
+            if not isinstance(annotation[key], str | int):
+                raise ConfigError(
+                    f"{path}: annotations[{number}] has the {key} {shown(annotation[key])}.",
+                    "Give a text or a whole number.",
+                )
         if annotation["image_id"] not in images or annotation["category_id"] not in known:
             kind = "category_id" if annotation["image_id"] in images else "image_id"
             raise ConfigError(
@@ -168,6 +176,17 @@ def _complete(annotation: dict[str, Any], image: Mapping[str, Any], where: str) 
     annotation["segmentation"] = rle
     annotation.setdefault("area", area)
     annotation.setdefault("bbox", box)
+    given = annotation["bbox"]
+    right = {
+        "iscrowd": annotation["iscrowd"] in (0, 1),
+        "area": is_number(annotation["area"]),
+        "bbox": isinstance(given, list) and len(given) == 4 and all(map(is_number, given)),
+    }
+    if wrong := [key for key, is_right in right.items() if not is_right]:
+        raise ConfigError(
+            f"{where} has the {wrong[0]} {shown(annotation[wrong[0]])}.",
+            "Give iscrowd 0 or 1, the area in pixels, bbox as [x, y, width, height], or leave them out.",
+        )
 
 
 def evaluate(
