@@ -60,7 +60,8 @@ def run(tmp_path: Path, dataset: dict[str, Any], instance_folders: dict[str, Pat
         )
         errors: list[OvsError] = options.pop("errors", [])
         options = {"on_error": errors.append} | options
-        return evaluate(pipeline, read_annotations(path), tmp_path / "pictures", tmp_path / "out", **options)
+        images = options.pop("images", tmp_path / "pictures")
+        return evaluate(pipeline, read_annotations(path), images, tmp_path / "out", **options)
 
     return run
 
@@ -132,6 +133,11 @@ def test_an_interrupted_evaluation_goes_on(
     assert len(unfinished.read_text().splitlines()) == 4
     with unfinished.open("a") as file:
         file.write('{"image_id": 30, "resu')  # as a kill leaves it
+    # A disk that is full: a file that is written anew is empty.
+    write = Path.write_text
+    monkeypatch.setattr(
+        Path, "write_text", lambda self, text, **k: write(self, "" if self == unfinished else text, **k)
+    )
     advanced: list[int] = []
     seen: list[Any] = []
     pixels = Result.__init__
@@ -154,6 +160,22 @@ def test_an_unfinished_evaluation_of_something_else(run: Callable[..., Evaluatio
         run(threshold=0.1, advance=interrupt)
     with pytest.raises(ConfigError, match=r"unfinished\.jsonl is of an evaluation of another model"):
         run(threshold=0.2)
+    assert run(threshold=0.1).images == 4
+
+
+def test_an_unfinished_evaluation_of_other_images(run: Callable[..., Evaluation], tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def interrupt(count: int) -> None:
+        calls.append(count)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(threshold=0.1, advance=interrupt)
+    shutil.copytree(tmp_path / "pictures", tmp_path / "others")
+    with pytest.raises(ConfigError, match=r"unfinished\.jsonl is of .* other annotations, images or options"):
+        run(threshold=0.1, images=tmp_path / "others")
     assert run(threshold=0.1).images == 4
 
 
@@ -244,6 +266,10 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a missing picture": (
         lambda d: _set(d, "images", 1, "file_name", value="x.png"),
         r"1 of the 4 images that .*x\.png",
+    ),
+    "a file by two names": (
+        lambda d: _set(d, "images", 1, "file_name", value="./0.png"),
+        r"the images '0.png' and './0.png' are one file",
     ),
 }
 

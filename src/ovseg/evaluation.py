@@ -204,7 +204,7 @@ def evaluate(
     """Segment the annotated images and compare with the annotations.
 
     What is found goes to disk image by image: a run that was interrupted goes on where it stopped when it is
-    called again with the same pipeline, annotations and options. Classes and categories are matched by name; what
+    called again with the same pipeline, annotations, images and options. Classes and categories are matched by name; what
     the model finds of classes that are not annotated is left out.
 
     Args:
@@ -226,10 +226,17 @@ def evaluate(
     """
     category_of_class = _match_categories(pipeline.labels, annotations, known_only)
     folder, save_path = Path(images), Path(save_path)
-    by_path = {str(folder / str(image["file_name"])): image for image in annotations.dataset["images"]}
+    by_path: dict[str, Any] = {}
+    for image in annotations.dataset["images"]:
+        path = str(folder / str(image["file_name"]))
+        if path in by_path:
+            names = f"{by_path[path]['file_name']!r} and {image['file_name']!r}"
+            raise ConfigError(f"{annotations.where}: the images {names} are one file.", "Rename one of them.")
+        by_path[path] = image
     _check_files(by_path, folder, annotations.where)
     settings = {
         "annotations": annotations.sha256,
+        "images": str(folder.resolve()),
         "model": pipeline.model.facts["files"],
         "threshold": threshold,
         "categories": [category_of_class.get(number) for number in range(len(pipeline.labels))],
@@ -302,16 +309,21 @@ def _open_unfinished(path: Path, settings: Mapping[str, Any]) -> list[dict[str, 
     first = json.dumps(settings)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
         lines = whole.decode("utf-8").splitlines()
         if len(lines) <= 1:  # nothing was done yet
             lines = [first]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            path.write_text(first + "\n", encoding="utf-8")
+        elif len(whole) < len(data) and lines[0] == first:
+            # Not written anew: what is done would be lost where the disk is full.
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
     except OSError as error:
         raise _unwritable(path, error) from error
     if lines[0] != first:
         raise ConfigError(
-            f"{path} is of an evaluation of another model, other annotations or options that was interrupted.",
+            f"{path} is of an evaluation of another model, other annotations, images or options that was interrupted.",
             "Repeat that command to finish it, remove the file, or give another folder.",
         )
     return [json.loads(line) for line in lines[1:]]
