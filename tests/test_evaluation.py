@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -133,11 +134,15 @@ def test_an_interrupted_evaluation_goes_on(
     assert len(unfinished.read_text().splitlines()) == 4
     with unfinished.open("a") as file:
         file.write('{"image_id": 30, "resu')  # as a kill leaves it
-    # A disk that is full: a file that is written anew is empty.
+    # Nothing is written anew, which would lose what is done if the disk were full.
     write = Path.write_text
-    monkeypatch.setattr(
-        Path, "write_text", lambda self, text, **k: write(self, "" if self == unfinished else text, **k)
-    )
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        if path == unfinished:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
     advanced: list[int] = []
     seen: list[Any] = []
     pixels = Result.__init__
