@@ -66,6 +66,49 @@ def test_l2_of_far_and_close_vectors(vectors) -> None:
     assert ids[:, 0].tolist() == [0, 1, 2, 3, 4] and scores.max() == 0
 
 
+@pytest.mark.parametrize("filtered", [False, True])
+def test_l2_is_exact_far_from_the_origin(vectors, filtered: bool) -> None:
+    # In float32, |q|² + |v|² - 2qv is off by more here than most of the distances differ.
+    data = (1000 + vectors(17_000)).astype(np.float32)
+    engine = FlatEngine(Settings(32, "L2", "Flat"))
+    engine.add(np.arange(17_000), data)
+    removed = np.arange(0, 17_000, 5)
+    engine.remove(removed)
+    among = np.flatnonzero(engine.alive) if filtered else None
+    scores, ids = engine.search(data[:5], 12, among)
+    for number in range(5):
+        real = truth(data, data[number], "L2")
+        real[removed] = np.inf
+        nearest = order(real, "L2")[:12]
+        assert np.array_equal(ids[number], nearest)
+        assert np.allclose(scores[number], real[nearest], rtol=1e-3)
+
+
+def test_threads_that_measure_the_vectors_at_once(vectors) -> None:
+    class Interrupted(FlatEngine):
+        """Another thread finishes where this one has just looked how many lengths there are."""
+
+        @property
+        def _norms(self) -> np.ndarray:
+            found = self.__dict__["norms"]
+            if not len(found) and self.rows and not self.__dict__.get("met"):
+                self.__dict__["met"] = True
+                FlatEngine._squares(self, self.rows - 1)
+            return found
+
+        @_norms.setter
+        def _norms(self, norms: np.ndarray) -> None:
+            self.__dict__["norms"] = norms
+
+    data = vectors(20)
+    engine = Interrupted(Settings(32, "L2", "Flat"))
+    engine.add(np.arange(10), data[:10])
+    engine.search(data[:1], 1)
+    engine.add(np.arange(10, 20), 2 * data[10:])
+    assert engine.search(2 * data[15:16], 1)[1].tolist() == [[15]]
+    assert np.allclose(engine._squares(19), [1] * 10 + [4] * 10)
+
+
 def test_equal_scores_come_by_id() -> None:
     engine = FlatEngine(Settings(4, "IP", "Flat"))
     engine.add(np.arange(100), np.ones((100, 4), np.float32))

@@ -13,6 +13,8 @@ _QUERIES = 256
 _GATHERED = 8192
 # Candidates beyond k that L2 scores again: |q|² + |v|² - 2qv loses digits where q and v are close.
 _SPARE = 8
+# Share of |q|² + |v|² that float32 may lose of |q|² + |v|² - 2qv.
+_LOST = 1e-5
 
 
 class FlatEngine:
@@ -190,7 +192,7 @@ class FlatEngine:
                     own = self._squares(left[-1])[left][:, None]
                     near -= own
                     # What rounding may have taken from |q|² + |v|² - 2qv: scored again below.
-                    slack = 1e-5 * float(own.max() + self._squares(right[-1])[right].max())
+                    slack = _LOST * float(own.max() + self._squares(right[-1])[right].max())
                 for a, b in zip(*np.nonzero((near >= limit - slack) & (left[:, None] < right)), strict=True):
                     score = float(near[a, b])
                     if self.metric == "L2":
@@ -221,12 +223,37 @@ class FlatEngine:
                 best, rows = np.take_along_axis(best, keep, 1), np.take_along_axis(rows, keep, 1)
         if self.metric == "L2" and rows.shape[1]:
             gone = np.isneginf(best)
+            dropped = best.min(axis=1) if total > best.shape[1] else np.full(len(best), -np.inf, np.float32)
             for one, query in enumerate(queries):
                 apart = self.take(rows[one]) - query
                 best[one] = -np.einsum("nd,nd->n", apart, apart)
             best[gone] = -np.inf
         order = np.lexsort((rows, -best), axis=1)[:, :k]
-        return np.take_along_axis(rows, order, 1), np.take_along_axis(best, order, 1)
+        rows, best = np.take_along_axis(rows, order, 1), np.take_along_axis(best, order, 1)
+        if self.metric == "L2" and rows.shape[1]:
+            for one in np.flatnonzero(_doubtful(queries, best[:, -1], dropped)):
+                rows[one], best[one] = self._nearest_by_difference(queries[one], k, among)
+        return rows, best
+
+    def _nearest_by_difference(
+        self, query: np.ndarray, k: int, among: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and nearness of one query for L2, [k] each, without the sums that lose digits: slowly."""
+        rows, best = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        total = self._rows if among is None else len(among)
+        for start in range(0, total, _ROWS):
+            stop = min(start + _ROWS, total)
+            part = np.arange(start, stop) if among is None else among[start:stop]
+            vectors = self.block(start, stop) if among is None else self.take(part)
+            near = np.empty(len(part), np.float32)
+            for at in range(0, len(part), _QUERIES):  # as much as the processor's caches hold
+                apart = vectors[at : at + _QUERIES] - query
+                near[at : at + _QUERIES] = -np.einsum("nd,nd->n", apart, apart)
+            near[~self._alive[part]] = -np.inf
+            rows, best = np.concatenate([rows, part]), np.concatenate([best, near])
+            keep = np.lexsort((rows, -best))[:k]
+            rows, best = rows[keep], best[keep]
+        return rows, best
 
     def _compare(self, queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the nearness of queries [Q, D] and vectors [N, D], [Q, N] float32."""
@@ -241,14 +268,29 @@ class FlatEngine:
 
     def _squares(self, last: int) -> np.ndarray:
         """Return |v|² of each row up to `last` at least, computed once."""
-        done = len(self._norms)
-        if last >= done:
-            parts = [self._norms]
-            for start in range(done, self._rows, _ROWS):
+        norms = self._norms  # once: another thread may put more in its place
+        if last >= len(norms):
+            parts = [norms]
+            for start in range(len(norms), self._rows, _ROWS):
                 vectors = self.block(start, min(start + _ROWS, self._rows))
                 parts.append(np.einsum("nd,nd->n", vectors, vectors))
-            self._norms = np.concatenate(parts)
-        return self._norms
+            self._norms = norms = np.concatenate(parts)
+        return norms
+
+
+def _doubtful(queries: np.ndarray, worst: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+    """Return for which queries a row that was left out may be nearer than the worst that was kept, [Q] bool.
+
+    Args:
+        queries: [Q, D].
+        worst: nearness (minus the squared distance) of the last row that is kept, [Q].
+        dropped: [Q], at least 2qv - |v|² of each row that was left out, as float32 has it; -inf where there is none.
+    """
+    own = np.einsum("qd,qd->q", queries, queries, dtype=np.float64)
+    # A row that is nearer is no longer than this, and of the sum no more is lost than these shares.
+    longest = (np.sqrt(own) + np.sqrt(-np.minimum(worst, 0.0))) ** 2
+    doubtful: np.ndarray = worst <= dropped - own + _LOST * (own + longest)
+    return doubtful & ~np.isneginf(dropped)
 
 
 def _largest(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
