@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from ovseg import ConfigError, Gallery, GalleryError, SaveError, load_index
+from ovseg.errors import MissingExtra
 from ovseg.index.gallery import load_folder, salvage_index
 from ovseg.index.paddlex import export_paddlex, import_paddlex
 from ovseg.index.storage import is_gallery
@@ -67,6 +68,22 @@ def test_the_search_structure_is_read_and_not_built_again(tmp_path, monkeypatch)
     monkeypatch.setattr("ovseg.index.hnsw.HnswEngine.add", None)
     query = gallery.embeddings([5])
     assert gallery.search(query, 1)[0].ids == [5]
+
+
+@pytest.mark.parametrize("index_type", ["auto", "HNSW32"])
+def test_what_is_exact_without_faiss_opens_without_it(tmp_path, monkeypatch, index_type: str) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr("ovseg.index.engine.AUTO_FLAT_LIMIT", 50)
+    monkeypatch.setattr("ovseg.index.engine.GRAPH_LEAST", 50)
+    gallery = Gallery(4, index_type=index_type)
+    gallery.add(np.eye(4, dtype=np.float32).repeat(25, axis=0), ["a"] * 100)
+    gallery.save(tmp_path / "gallery")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    if index_type == "auto":
+        assert load_index(tmp_path / "gallery").search([1, 0, 0, 0], 1)[0].ids == [0]
+    else:
+        with pytest.raises(MissingExtra):
+            load_index(tmp_path / "gallery")
 
 
 def test_a_damaged_search_structure_is_built_again(tmp_path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import GalleryError
+from ..errors import GalleryError, MissingExtra
 from . import storage
 from .engine import AUTO_FLAT_LIMIT, GRAPH_LEAST, Engine, Settings, engine_kind, make_engine, read_engine
 from .flat import FlatEngine
@@ -459,6 +459,10 @@ class Gallery:
                 if storage.read_manifest(folder) == contents.manifest:
                     warnings.warn(f"{error} It is built again from the vectors.", stacklevel=3)
                 return gallery
+            except MissingExtra:
+                if engine_kind(settings, len(gallery)) != "Flat":
+                    raise
+                return gallery  # `auto` is exact without faiss, and so is HNSW of few items
             gallery._engine_kind = graph.kind
             gallery._highest = int(contents.ids[graph.rows - 1]) if graph.rows else -1
             gallery._graph_lag = int((contents.removed_at > graph.version).sum()) + len(contents.ids) - graph.rows
