@@ -204,8 +204,8 @@ def evaluate(
     """Segment the annotated images and compare with the annotations.
 
     What is found goes to disk image by image: a run that was interrupted goes on where it stopped when it is
-    called again with the same pipeline, annotations, images and options. Classes and categories are matched by name; what
-    the model finds of classes that are not annotated is left out.
+    called again with the same pipeline, annotations, images and options. Classes and categories are matched by
+    name; what the model finds of classes that are not annotated is left out.
 
     Args:
         pipeline: what finds the objects.
