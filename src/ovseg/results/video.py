@@ -17,6 +17,8 @@ from .base import Result
 # What OpenCV writes everywhere without further libraries, by the end of the file's name.
 _CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mov": "mp4v", ".mkv": "mp4v"}
 
+_CURE = "Check that the folder can be written to and that the disk has room."
+
 
 class VideoOutput:
     """Draws results on their frames and writes these as a video; a context manager.
@@ -43,6 +45,7 @@ class VideoOutput:
         self._beside = self.path.with_name(f".{uuid.uuid4().hex}.part{self.path.suffix}")
         self._writer: Any = None
         self._size = (0, 0)
+        self._frames = 0
 
     def add(self, result: Result) -> None:
         """Write the next frame.
@@ -60,15 +63,15 @@ class VideoOutput:
                 "Give frames of one size.",
             )
         self._writer.write(frame)
+        self._frames += 1
 
     def _open(self, size: tuple[int, int]) -> None:
-        cure = "Check that the folder can be written to and that the disk has room."
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._beside.open("xb"):
                 pass
         except OSError as error:
-            raise SaveError(f"{self.path} could not be written: {error.strerror or error}.", cure) from error
+            raise SaveError(f"{self.path} could not be written: {error.strerror or error}.", _CURE) from error
         codec = cv2.VideoWriter.fourcc(*_CODECS[self.path.suffix.lower()])
         self._writer, self._size = cv2.VideoWriter(str(self._beside), codec, self._fps, size), size
         if not self._writer.isOpened():
@@ -76,13 +79,32 @@ class VideoOutput:
             raise SaveError(f"OpenCV cannot write {self.path}.", "Use a path that ends in .avi, or save images.")
 
     def close(self, *, keep: bool = True) -> None:
-        """Finish the file; with `keep` it takes its place. Where there was no frame there is no file."""
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
-            if keep:
-                self._beside.replace(self.path)
-        self._beside.unlink(missing_ok=True)
+        """Finish the file; with `keep` it takes its place. Where there was no frame there is no file.
+
+        Raises:
+            SaveError: the file cannot be written, such as to a full disk; nothing of it is left behind.
+        """
+        try:
+            if self._writer is not None:
+                self._writer.release()
+                self._writer = None
+                if keep:
+                    if not self._is_whole():
+                        raise SaveError(f"{self.path} could not be written.", _CURE)
+                    self._beside.replace(self.path)
+        except OSError as error:
+            raise SaveError(f"{self.path} could not be written: {error.strerror or error}.", _CURE) from error
+        finally:
+            self._beside.unlink(missing_ok=True)
+
+    def _is_whole(self) -> bool:
+        """Whether all frames are in the file: OpenCV does not tell of what it could not write."""
+        written, found = cv2.VideoCapture(str(self._beside)), 0
+        # The head of a file that was cut short may have the number of them all.
+        while found < self._frames and written.grab():
+            found += 1
+        written.release()
+        return found == self._frames
 
     def __enter__(self) -> VideoOutput:
         return self
