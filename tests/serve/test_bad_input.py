@@ -20,6 +20,9 @@ import requests
 from recognition_graphs import plain
 from service_process import Service, Start, as_base64
 
+from ovseg.errors import ConfigError
+from ovseg.serve.settings import Settings
+
 PROMPT = "/open-vocabulary-segmentation"
 SMALL = as_base64(plain((250, 250, 250)))
 PFM = base64.b64encode(b"Pf\n4 3\n-1.0\n" + bytes(48)).decode()
@@ -404,3 +407,9 @@ def test_requests_of_other_origins_need_a_preflight_that_is_refused(service: Ser
         expect(response, 422)
     preflight = requests.options(service.url + PROMPT, headers={"origin": "http://evil.example"}, timeout=60)
     assert preflight.status_code == 405 and "access-control-allow-origin" not in preflight.headers
+
+
+@pytest.mark.parametrize("token", ["", "  ", " secret", "secret ", "sécret", "a\nb"])
+def test_a_token_that_no_header_can_carry(token: str) -> None:
+    with pytest.raises(ConfigError, match="The token is empty, begins or ends with a blank"):
+        Settings(token=token)

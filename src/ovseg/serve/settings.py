@@ -76,8 +76,12 @@ class Settings:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", "Give seconds, above 0.")
         if not 0 <= self.batch_window < math.inf:
             raise ConfigError(f"batch_window is {self.batch_window}.", "Give seconds, 0 for no waiting.")
-        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
-            raise ConfigError("The token is empty or has characters other than ASCII.", "Choose another.")
+        token = self.token
+        if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
+            raise ConfigError(
+                "The token is empty, begins or ends with a blank, or has characters other than ASCII.",
+                "Choose another.",
+            )
 
 
 _AT_LEAST_ONE = (
