@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ovseg.serve.batching import Busy, Queue
+from ovseg.serve.batching import Busy, Queue, _Waiting
 
 
 class Worker:
@@ -181,3 +181,17 @@ def test_close_ends_the_threads() -> None:
     queue: Queue[int, int] = Queue(Worker(), workers=3)
     queue.close()
     assert not any(thread.is_alive() for thread in queue._threads)
+
+
+def test_a_job_that_is_given_up_as_its_time_ends() -> None:
+    queue: Queue[int, int] = Queue(lambda jobs: list(jobs), workers=1)
+
+    async def both() -> None:
+        waiting = _Waiting[int, int](1, asyncio.get_running_loop().create_future(), 0.0)
+        queue._waiting.append(waiting)
+        waiting.future.cancel()
+        queue._expire(waiting)
+        assert len(queue) == 0
+
+    asyncio.run(both())
+    queue.close()

@@ -118,7 +118,8 @@ class Queue(Generic[JobT, ResultT]):
         with self._changed:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
-                waiting.future.set_exception(self._busy())
+                if not waiting.future.done():  # given up in this very moment
+                    waiting.future.set_exception(self._busy())
 
     def close(self) -> None:
         """End the threads once all that waits is done."""
