@@ -161,3 +161,14 @@ def test_what_cannot_be_imported_or_exported(vectors, tmp_path) -> None:
         import_paddlex(tmp_path)
     with pytest.raises(GalleryError, match="empty"):
         export_paddlex(Gallery(4), tmp_path)
+
+
+def test_a_map_that_may_not_be_read(tmp_path, monkeypatch) -> None:
+    (tmp_path / "id_map.yaml").touch()
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    with pytest.raises(GalleryError, match=r"id_map\.yaml cannot be read: Permission denied"):
+        import_paddlex(tmp_path)

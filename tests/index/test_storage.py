@@ -96,6 +96,20 @@ def test_a_damaged_search_structure_is_built_again(tmp_path) -> None:
     assert again.search(gallery.embeddings([5]), 1)[0].ids == [5]
 
 
+def test_a_search_structure_that_is_taken_away_while_it_is_read(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("faiss")
+    gallery = make(tmp_path / "g", index_type="HNSW32")
+
+    def gone(path: Path) -> int:
+        path.unlink()
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr("ovseg.index.storage._crc_of_file", gone)
+    with pytest.warns(UserWarning, match="graph.*built again"):
+        again = load_index(tmp_path / "g")
+    assert again.search(gallery.embeddings([5]), 1)[0].ids == [5]
+
+
 def test_compaction_keeps_everything_and_frees_space(tmp_path) -> None:
     gallery = make(tmp_path / "g")
     gallery.remove(range(400))

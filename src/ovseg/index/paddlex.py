@@ -115,10 +115,18 @@ def _read_info(folder: Path) -> dict[str, Any]:
         raise GalleryError(f"{folder} has no {' or '.join(ID_MAPS)}.", "Name a folder that PaddleX saved an index in.")
     try:
         # Keys and labels are read as text: YAML would take a label such as 007 for a number and yes for true.
-        info = yaml.load(found[0].read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        text = found[0].read_text(encoding="utf-8")
+    except OSError as error:
+        raise GalleryError(
+            f"{found[0]} cannot be read: {error.strerror or error}.", "Check the rights of the folder."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise GalleryError(f"{found[0]} is not UTF-8.", "Save the index again with PaddleX.") from error
+    try:
+        info = yaml.load(text, Loader=yaml.BaseLoader)
         labels = {int(key): str(label) for key, label in info["id_map"].items()}
         metric, kind = info["metric_type"], info["index_type"]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise GalleryError(
             f"{found[0]} is not the map of an index: id_map, metric_type or index_type is missing.",
             "Save the index again with PaddleX.",

@@ -280,7 +280,11 @@ def graph_file(folder: Path, graph: GraphFile) -> Path:
         GalleryError: it is missing or damaged; it can be built again.
     """
     path = folder / graph.name
-    if not path.is_file() or path.stat().st_size != graph.size or _crc_of_file(path) != graph.crc:
+    try:
+        whole = path.stat().st_size == graph.size and _crc_of_file(path) == graph.crc
+    except OSError:  # a compaction may have taken it away meanwhile
+        whole = False
+    if not whole:
         raise GalleryError(f"{path} is missing or damaged.")
     return path
 
