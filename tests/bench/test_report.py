@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import pytest
 
-from ovseg.bench import plots, report
+from ovseg.bench import machine, plots, report
 
 
 def clocks(milliseconds: float) -> dict[str, dict[str, float]]:
@@ -90,3 +90,15 @@ def test_the_picture_shows_every_side(found: dict[str, Any], tmp_path: Path) -> 
         colour = [int(name[place : place + 2], 16) for place in (5, 3, 1)]
         assert (picture == colour).all(axis=2).sum() > 300
     assert (tmp_path / "all.png").stat().st_size < 300_000
+
+
+def test_the_picture_shows_what_takes_one_image_at_a_time(found: dict[str, Any], tmp_path: Path) -> None:
+    found["plan"]["batches"] = [8]
+    found["rows"] = [row for row in found["rows"] if row["batch"] == 1]
+    plots.draw(found, tmp_path / "one.png")
+    assert cv2.imread(str(tmp_path / "one.png")) is not None
+
+
+def test_a_gpu_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpu_query", lambda what: ["[N/A]"])
+    assert machine.device_memory() is None

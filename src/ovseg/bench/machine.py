@@ -50,6 +50,9 @@ def gpu_query(what: str) -> list[str]:
 
 
 def device_memory() -> float | None:
-    """Return the MB in use on all GPUs; None where there is none."""
+    """Return the MB in use on all GPUs; None where there is none, or one that does not tell."""
     used = gpu_query("memory.used")
-    return sum(float(text) for text in used) if used else None
+    try:
+        return sum(float(text) for text in used) if used else None
+    except ValueError:  # [N/A], of one that shares the memory of the processor
+        return None
