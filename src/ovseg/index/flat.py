@@ -231,7 +231,7 @@ class FlatEngine:
         order = np.lexsort((rows, -best), axis=1)[:, :k]
         rows, best = np.take_along_axis(rows, order, 1), np.take_along_axis(best, order, 1)
         if self.metric == "L2" and rows.shape[1]:
-            for one in np.flatnonzero(_doubtful(queries, best[:, -1], dropped)):
+            for one in np.flatnonzero(_doubtful(queries, best[:, -1], dropped)).tolist():
                 rows[one], best[one] = self._nearest_by_difference(queries[one], k, among)
         return rows, best
 
