@@ -382,6 +382,22 @@ def test_one_bad_file_in_a_directory_does_not_end_it(tmp_path: Path) -> None:
         next(stream)
 
 
+def test_a_link_in_a_circle_does_not_end_its_directory(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("b.png")
+    (tmp_path / "b.txt").symlink_to("b.txt")
+    save(tmp_path / "c.png")
+    errors: list[ImageError] = []
+    found = [Path(image.path or "").name for image in read_images(tmp_path, on_error=errors.append)]
+    assert found == ["a.png", "c.png"]
+    assert len(errors) == 1 and str(tmp_path / "b.png") in errors[0].cause
+
+
+def test_no_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as where its descriptor is closed
+    refused("-", "Standard input cannot be read")
+
+
 def test_large_directory_starts_at_once_and_reads_only_what_is_asked_for(tmp_path: Path) -> None:
     original = save(tmp_path / "00000.png")
     for index in range(1, 20_000):

@@ -153,7 +153,7 @@ def _items(source: object, max_pixels: float) -> Iterator[Image | OvsError]:
     if isinstance(source, np.ndarray):
         yield attempt(partial(_to_bgr, source), None)
     elif isinstance(source, str) and source == "-":  # Path("-") is a file of that name
-        yield from _file_items(source, lambda _: sys.stdin.buffer.read(), max_pixels)
+        yield from _file_items(source, _read_standard_input, max_pixels)
     elif isinstance(source, str) and (url := _URL.match(source)):
         yield from _url_items(source, url[1].lower(), max_pixels)
     elif isinstance(source, str | os.PathLike):
@@ -243,8 +243,12 @@ def _visited(entry: os.DirEntry[str]) -> str | None:
     """Path of an entry to visit: a directory ends in a separator, so that it sorts as its files do."""
     if entry.is_dir(follow_symlinks=False):
         return entry.path + os.sep
-    is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
-    return entry.path if is_image and not entry.is_dir() else None
+    if not entry.name.lower().endswith(IMAGE_SUFFIXES):
+        return None
+    try:
+        return None if entry.is_dir() else entry.path
+    except OSError:  # a link in a circle, or into a folder of somebody else's: reading it says so, of it alone
+        return entry.path
 
 
 def _read_file(name: str) -> bytes:
@@ -252,6 +256,15 @@ def _read_file(name: str) -> bytes:
         return Path(name).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise _unreadable(name, error) from error
+
+
+def _read_standard_input(_: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read()
+    except (AttributeError, OSError, ValueError) as error:  # AttributeError: there is none
+        raise ImageError(
+            "Standard input cannot be read.", "Pipe the bytes of an image to it, or give the path of a file."
+        ) from error
 
 
 def _unreadable(name: str, error: Exception) -> ImageError:
