@@ -260,6 +260,8 @@ def test_progress_on_a_terminal(image_file: Path, sam_folders: dict[str, Path], 
 def test_debug_shows_the_traceback(run: Run, image_file: Path) -> None:
     done = run("--input", image_file, "--prompt", "[]", "--debug")
     assert done.returncode == 1 and "Traceback" in done.stderr and "PromptError" in done.stderr
+    done = run("--input", image_file, "--prompt", "[]", env=os.environ | {"OVSEG_DEBUG": "0"})
+    assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
 @pytest.fixture

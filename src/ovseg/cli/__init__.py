@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="ovseg.json")
     arguments = with_dashes(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments or bool(os.environ.get("OVSEG_DEBUG"))
+    debug = "--debug" in arguments or os.environ.get("OVSEG_DEBUG", "") not in ("", "0")
     # `--debug` is understood anywhere on the line.
     arguments = [a for a in arguments if a != "--debug"]
     try:
