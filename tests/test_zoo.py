@@ -149,7 +149,7 @@ def test_a_name_written_twice_is_refused(tmp_path: Path) -> None:
         load_zoo(path)
 
 
-@pytest.mark.parametrize("content", [b"models: [", b"\xff\xfe\xff", b""])
+@pytest.mark.parametrize("content", [b"models: [", b"\xff\xfe\xff", b"", b"format: !!bool 1", b"format: !!int ''"])
 def test_a_file_that_is_no_zoo(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "zoo.yaml"
     path.write_bytes(content)

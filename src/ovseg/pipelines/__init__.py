@@ -94,7 +94,8 @@ def create_pipeline(
     source = config if config is not None else pipeline
     if isinstance(source, str) and source in PIPELINES:
         source = config_file(source)
-    elif isinstance(source, str) and not source.lower().endswith((".yaml", ".yml")) and not Path(source).exists():
+    # os.path's function says no to what can be no path; that of Path raises.
+    elif isinstance(source, str) and not source.lower().endswith((".yaml", ".yml")) and not os.path.exists(source):  # noqa: PTH110
         config_file(source)  # raises: it is neither a name nor a file
     loaded, where = load_config(source)
     name = str(loaded.get("pipeline_name"))

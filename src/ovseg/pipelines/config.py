@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError, ModelError
+from ..schema import parse_yaml
 from ..zoo import ModelFolder, find_model
 
 # Keys of PaddleX that choose among Paddle's engines or say what we know already.
@@ -37,10 +38,10 @@ def load_config(source: Any) -> tuple[dict[str, Any], str]:
         )
     path = Path(source)
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = parse_yaml(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except OSError as error:
         raise ConfigError(f"{path} could not be read: {error.strerror}.", "Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         first_line = " ".join(str(error).split())
         raise ConfigError(f"{path} is not YAML: {first_line}.", "Correct the file.") from error
     if not isinstance(loaded, dict):
