@@ -58,3 +58,5 @@ def test_an_example_without_an_object_is_taken_whole(pipeline: OpenVocabularySeg
     plain = np.full((64, 64, 3), 90, np.uint8)
     image = cv2.imread(str(GALLERY / "scenes" / SCENES[0]["file"]))
     assert len(pipeline.find_like(image, plain, top=2)["masks"]) == 2
+    # A box inside of one pixel, in which no pixel of a mask begins.
+    assert len(pipeline.find_like(image, [10.2, 10.3, 10.7, 10.8], top=2)["masks"]) == 2

@@ -252,8 +252,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         if np.count_nonzero(mask) < _LEAST_OBJECT * (x2 - x1) * (y2 - y1):
             mask = np.zeros_like(mask)
             # At least the pixel that the box's first corner is in.
-            rows, columns = slice(max(0, int(y1)), max(1, int(y2))), slice(max(0, int(x1)), max(1, int(x2)))
-            mask[rows, columns] = 1
+            top, left = max(0, int(y1)), max(0, int(x1))
+            mask[top : max(top + 1, int(y2)), left : max(left + 1, int(x2))] = 1
         return mask
 
     def _example(self, example: Any) -> Image | Prompts:
