@@ -22,8 +22,11 @@ _FORMS = {"box": BOX_FORM, "point": POINT_FORM}
 # SAM's point labels. The two corners of a box are points of their own kind.
 NEGATIVE, POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT, PADDING = 0, 1, 2, 3, -1
 
+# Pixels beyond which a box would not be finite as the float32 that a network takes.
+_FAR = 1e30
+
 _short = reprlib.Repr()
-_short.maxstring = _short.maxother = 60
+_short.maxstring = _short.maxother = _short.maxlong = 60
 _short.maxlist = _short.maxtuple = 6
 
 
@@ -219,7 +222,7 @@ def parse_boxes(boxes: Any) -> Prompts:
     """Check box prompts: a list of [x1, y1, x2, y2], or an array Nx4.
 
     Raises:
-        PromptError: if they have not that form, are not finite, or if x2 <= x1 or y2 <= y1.
+        PromptError: if they have not that form, are not finite or beyond any image, or if x2 <= x1 or y2 <= y1.
     """
     given = _rows(boxes, "box", 4)
     for i, (x1, y1, x2, y2) in enumerate(given):
@@ -417,8 +420,11 @@ def _row(i: int, row: Any, kind: str, length: int) -> list[float]:
     for value in row:
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
             raise PromptError(f"{where} holds {_short.repr(value)}, which is not a number.", _FORMS[kind])
-        if not math.isfinite(value):
-            raise PromptError(f"{where} holds {float(value)}, which is not finite.", _FORMS[kind])
+        size = abs(cast(float, value))
+        if not size <= _FAR:
+            finite = size < math.inf
+            what = f"{_short.repr(value)}, which is in no image" if finite else f"{float(value)}, which is not finite"
+            raise PromptError(f"{where} holds {what}.", _FORMS[kind])
         numbers_only.append(value.item() if isinstance(value, np.generic) else cast(float, value))
     return numbers_only
 
