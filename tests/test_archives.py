@@ -164,6 +164,12 @@ def test_a_changed_byte_in_a_zip_is_damaged(tmp_path: Path, folder: Path) -> Non
         unpack(archive_of(tmp_path, bytes(content)), folder)
 
 
+def test_a_name_in_a_zip_that_is_not_its_encoding_is_damaged(tmp_path: Path, folder: Path) -> None:
+    content = zip_of(("mé", b"a")).replace("é".encode(), b"\xff\xff")
+    with pytest.raises(DownloadError, match="damaged"):
+        unpack(archive_of(tmp_path, content), folder)
+
+
 @pytest.mark.parametrize("end", ["changed", "missing"])
 def test_a_gzip_whose_checksum_is_wrong_or_missing_is_refused(end: str, tmp_path: Path, folder: Path) -> None:
     content = gzip.compress(tar_of({"model/inference.yml": b"a: 1", "model/weights": bytes(range(256)) * 40}))

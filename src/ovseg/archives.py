@@ -31,6 +31,7 @@ _DAMAGED = (
     zlib.error,
     lzma.LZMAError,
     EOFError,
+    UnicodeError,  # zip: a name that is not the UTF-8 it is said to be
     NotImplementedError,  # zip: an unknown compression
     RuntimeError,  # zip: encrypted
 )
