@@ -39,6 +39,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"files": {"model": described(path="/etc/passwd")}}, "is outside of the folder"),
     ({"files": {"model": described(path="link/model.onnx")}}, "is outside of the folder"),
     ({"files": {"model": described(path="other.onnx")}}, r"files\.model: .*other\.onnx is missing"),
+    ({"files": {"model": described(path="loop.onnx")}}, r"files\.model: 'loop\.onnx' cannot be read|is missing"),
+    ({"files": {"model": described(path="a" * 300)}}, r"files\.model: 'aaa.* cannot be read"),
+    ({"files": {"model": described(path="a\0b")}}, r"files\.model: 'a.*b' cannot be read"),
     ({"files": {"model": described(size=5)}}, r"files\.model: .* has 4 bytes, not 5"),
     ({"files": {"model": described(sha256="zz")}}, r"files\.model: key 'sha256'"),
     ({"files": {"model": described(data=[{"path": "../w", "sha256": "0" * 64}])}}, r"data\[0\]: .*outside"),
@@ -51,6 +54,7 @@ def test_a_wrong_description_is_named(change: dict[str, Any], message: str, tmp_
     path = write_model(tmp_path / "m", "tiny", **change)
     (tmp_path / "model.onnx").write_bytes(b"onnx")
     (path / "link").symlink_to(tmp_path)
+    (path / "loop.onnx").symlink_to("loop.onnx")
     with pytest.raises(ModelError, match=message) as error:
         open_model_folder(path)
     assert str(path / "model.yaml") in error.value.cause and error.value.cure

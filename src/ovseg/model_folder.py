@@ -136,20 +136,26 @@ def _file(folder: Path, entry: Any, where: str, verify: bool) -> Path:
     schema.check(entry, _FILE_FIELDS, where, ModelError)
     name = entry["path"]
     path: Path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(f"{where}: key 'path': '{name}' is outside of the folder.", "Do not use this folder.")
-    if not path.is_file():
-        raise ModelError(f"{where}: {path} is missing.", "Copy the folder again, whole.")
-    size = path.stat().st_size
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ModelError(f"{where}: key 'path': '{name}' is outside of the folder.", "Do not use this folder.")
+        if not path.is_file():
+            raise ModelError(f"{where}: {path} is missing.", "Copy the folder again, whole.")
+        size = path.stat().st_size
+        found = file_sha256(path) if verify else entry["sha256"]
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle; ValueError: a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(
+            f"{where}: {schema.shown(name)} cannot be read: {reason}.",
+            "Copy the folder again, or allow its files to be read.",
+        ) from error
     if size != entry.get("size", size):
         raise ModelError(f"{where}: {path} has {size} bytes, not {entry['size']}.", "Copy the folder again, whole.")
-    if verify:
-        found = file_sha256(path)
-        if found != entry["sha256"]:
-            raise ModelError(
-                f"{where}: {path} has SHA-256 {found}, not {entry['sha256']}.",
-                "Copy the folder again, or export it.",
-            )
+    if found != entry["sha256"]:
+        raise ModelError(
+            f"{where}: {path} has SHA-256 {found}, not {entry['sha256']}.",
+            "Copy the folder again, or export it.",
+        )
     for index, extra in enumerate(entry.get("data", [])):
         _file(folder, extra, f"{where}.data[{index}]", verify)
     return path
