@@ -60,6 +60,12 @@ def test_the_model_folder_gives_the_ranges(tmp_path):
     described.write_text(text + "profiles: {batch: [4, 1, 32]}\n")
     with pytest.raises(ModelError, match=r"profiles\.batch is \[4, 1, 32\]"):
         kept_options(tensorrt(), model, SHAPES)
+    for wrong in ("{batch: [1, four, 32]}", "{batch: [1, 2.5, 32]}", "[1, 4, 32]"):
+        described.write_text(text + f"profiles: {wrong}\n")
+        with pytest.raises(ModelError, match="profiles"):
+            kept_options(tensorrt(), model, SHAPES)
+    described.write_text("- of another tool\n")
+    assert kept_options(tensorrt(), model, SHAPES)["trt_profile_max_shapes"].startswith("image:16x3")
 
 
 def test_engines_of_other_models_options_and_devices():

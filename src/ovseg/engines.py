@@ -121,9 +121,13 @@ def _ranges(model: str | bytes) -> Mapping[str, Sequence[int]]:
     described = None if isinstance(model, bytes) else Path(model).parent / "model.yaml"
     if described is None or not described.is_file():
         return AXES
-    own = schema.read_yaml(described, ModelError).get("profiles", {})
+    facts = schema.read_yaml(described, ModelError)
+    own = facts.get("profiles", {}) if isinstance(facts, Mapping) else {}
+    if not isinstance(own, Mapping):
+        raise ModelError(f"{described}: profiles is {own!r}.", "Give axes with their sizes: {batch: [1, 4, 32]}.")
     for axis, sizes in own.items():
-        if not (isinstance(sizes, list) and len(sizes) == 3 and sizes == sorted(sizes) and sizes[0] >= 1):
+        whole = isinstance(sizes, list) and all(type(size) is int for size in sizes)
+        if not (whole and len(sizes) == 3 and sizes == sorted(sizes) and sizes[0] >= 1):
             raise ModelError(
                 f"{described}: profiles.{axis} is {sizes!r}.", "Give the least, the usual and the largest size."
             )
