@@ -572,6 +572,21 @@ def test_warm_up_runs_the_model(linear):
         Session(linear, "cpu").warm_up({"z": (1,)})
 
 
+def test_a_model_in_a_folder_that_may_not_be_listed(filler, tmp_path, monkeypatch):
+    (tmp_path / "filler.onnx").write_bytes(filler)
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert Session(tmp_path / "filler.onnx", "cpu").outputs
+
+
+def test_a_name_that_is_too_long():
+    with pytest.raises(ModelError, match="no model file aaa"):
+        Session("a" * 300, "cpu")
+
+
 def test_debug_lets_the_log_through(filler, tmp_path):
     path = tmp_path / "filler.onnx"
     path.write_bytes(filler)

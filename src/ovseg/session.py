@@ -131,7 +131,7 @@ class Session:
         """
         self._label = "the model given as bytes" if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes):
-            if not Path(model).is_file():
+            if not os.path.isfile(model):  # noqa: PTH113 - Path.is_file raises on a name that is too long
                 raise ModelError(f"There is no model file {self._label}.", "Check the path.")
             model = str(model)
         if not isinstance(device, Device):
@@ -511,10 +511,15 @@ def _share() -> int | None:
 
 
 def _size(model: Path) -> int:
-    """Bytes of a model file and of its external data, which has the same name and more."""
-    return sum(
-        path.stat().st_size for path in model.parent.iterdir() if path.name.startswith(model.name) and path.is_file()
-    )
+    """Bytes of a model file and of its external data, which has the same name and more.
+
+    0 where its folder may not be listed, which running it does not need.
+    """
+    try:
+        beside = [path for path in model.parent.iterdir() if path.name.startswith(model.name)]
+        return sum(path.stat().st_size for path in beside if path.is_file())
+    except OSError:
+        return 0
 
 
 def _debug() -> bool:

@@ -221,6 +221,7 @@ def test_what_is_not_a_sam_leaves_nothing_behind(
         ((decoder, encoder), "not those of a SAM encoder"),
         ((broken, decoder), "cannot be loaded"),
         ((tmp_path / "no.onnx", decoder), "There is no encoder"),
+        (("a" * 300, decoder), "There is no encoder"),
     ):
         with pytest.raises(ModelError, match=message):
             add_model("mine", *pair)

@@ -29,7 +29,7 @@ def open_pair(encoder: str | os.PathLike[str], decoder: str | os.PathLike[str]) 
     """
     files = {"encoder": expand(encoder), "decoder": expand(decoder)}
     for role, path in files.items():
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on a name that is too long
             raise ModelError(f"There is no {role} {path}.", "Give the path of its ONNX file.")
     return ModelFolder(
         path=files["encoder"].parent,
