@@ -146,6 +146,29 @@ def test_build_append_search_and_run(drinks: Path, tmp_path: Path, capsys: pytes
     assert main(["run", "instance_segmentation", "--det-model", "x", "--input", scene]) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "pink.png", "--box", "0,0,inf,9"], "is no part of the picture"),
+        (["--image", "pink.png", "--box", "0,0,9,inf"], "is no part of the picture"),
+        (["--vector", "query.npy", "--box", "0,0,9,9"], "--box is given without --image"),
+    ],
+)
+def test_a_box_that_cannot_be_cut_out(
+    drinks: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(drinks)
+    shitu = ["--pipeline", "shitu.yaml"]
+    assert main(["index", "build", "gallery", "-i", ".", "-l", "gallery.txt", *shitu, "--index-type", "Flat"]) == 0
+    np.save("query.npy", load_index("gallery").embeddings()[:1])
+    assert main(["index", "search", "gallery", *arguments, *shitu]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_what_is_no_gallery_or_pipeline(drinks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists = ["-i", str(drinks), "-l", str(drinks / "gallery.txt"), "--pipeline", str(drinks / "shitu.yaml")]
     assert main(["index", "append", str(drinks), *lists]) == 2

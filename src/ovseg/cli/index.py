@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,6 +169,8 @@ def search(
 
     if (vector is None) == (image is None):
         raise ConfigError("Not one of --vector and --image is given.", "Give one of them.")
+    if box is not None and image is None:
+        raise ConfigError("--box is given without --image.", "It is a part of a picture: leave it out.")
     gallery = load_index(where)
     if image is not None:
         made = _pipeline(pipeline, device, model, model_dir)
@@ -313,7 +316,7 @@ def _read_crop(image: str, box: str | None) -> np.ndarray:
         x1, y1, x2, y2 = (float(value) for value in box.replace("[", "").replace("]", "").split(","))
     except ValueError:
         raise ConfigError(f"--box {box!r} is not a box.", "Give x1,y1,x2,y2 in pixels.") from None
-    if not (0 <= x1 < x2 and 0 <= y1 < y2 and x1 < pixels.shape[1] and y1 < pixels.shape[0]):
+    if not (0 <= x1 < x2 < math.inf and 0 <= y1 < y2 < math.inf and x1 < pixels.shape[1] and y1 < pixels.shape[0]):
         raise ConfigError(
             f"--box {box} is no part of the picture of {pixels.shape[1]}x{pixels.shape[0]} pixels.",
             "Give x1,y1,x2,y2 in pixels.",
