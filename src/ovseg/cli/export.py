@@ -90,9 +90,10 @@ def export(
     where = source or model
     named = source is not None or (is_name(model) and not expand(model).exists())
     name = model if named else None
-    out = out or Path(name or _folder_name(model))
-    if precision != "fp32" and out == Path(name or ""):
-        out = out.with_name(f"{out.name}-{precision}")
+    if out is None:
+        out = Path(name or _folder_name(model))
+        # Of another precision, the folder has its place beside that of fp32, where `ovs tune` looks for it.
+        out = out if precision == "fp32" else out.with_name(f"{out.name}-{precision}")
     with _progress() as (say, received):
         folder = export_model(
             where,
