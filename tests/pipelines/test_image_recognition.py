@@ -383,6 +383,18 @@ class TestBuildingInAFolder:
             index = pipeline.build_folder(folder, many, **given, say=said.append)
             assert "starting again" in said[0] and len(index) == (3 if "gallery_label" in change else 9)
 
+    def test_arrays_have_no_names_to_go_on_with(self, pipeline, many: Path, tmp_path: Path) -> None:
+        first, other = (cv2.imread(str(many / "images" / f"{number}.png")) for number in (0, 1))
+
+        def stop(done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.build_folder(tmp_path / "index", [first] * 3, ["tea"] * 3, progress=stop)
+        assert len(load_index(tmp_path / "index.part"))
+        index = pipeline.build_folder(tmp_path / "index", [other] * 3, ["tea"] * 3)
+        assert np.allclose(index.embeddings(), pipeline.embed([other] * 3), atol=1e-6)
+
     def test_what_is_there_is_kept(self, pipeline, many: Path, tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "file").touch()

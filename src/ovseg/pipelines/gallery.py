@@ -169,7 +169,7 @@ def build_in_folder(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Gallery:
-    """Build a gallery in a folder; what an interrupted build has done is not done again.
+    """Build a gallery in a folder; what an interrupted build has done is not done again, but of arrays.
 
     The work is done in a folder beside, `FOLDER.part`, which takes the place of `folder` when it is whole.
 
@@ -199,7 +199,7 @@ def build_in_folder(
         rest = _rest(gallery, pictures) if gallery.settings == wanted else None
         if rest is None:
             if say:
-                say(f"{part} was begun with another list or model: starting again")
+                say(f"{part} was begun with another list or model, or with pictures without names: starting again")
             gallery.close()
             shutil.rmtree(part)
             Gallery.of(wanted).save(part)
@@ -252,7 +252,9 @@ class _Saver:
 
 
 def _rest(gallery: Gallery, pictures: Sequence[Picture]) -> list[Picture] | None:
-    """Return the pictures that are not in a gallery yet; None if others are in it."""
+    """Return the pictures that are not in a gallery yet; None if others are in it, or arrays, which have no name."""
+    if len(gallery) and any(picture.name is None for picture in pictures):
+        return None
     names = [(entry or {}).get("path") for entry in gallery.metadata]
     done = Counter(zip(names, gallery.labels, strict=True))
     rest = []

@@ -190,6 +190,8 @@ class ImageRecognitionPipeline(Pipeline):
     ) -> Gallery:
         """Make an index in a folder, as `build_index` and `save` would; begun again after an interrupt, it goes on.
 
+        With arrays among the images it starts again: nothing tells whether they are those of the last time.
+
         Args:
             folder: of the index; it appears when everything is done.
             gallery_imgs: as in `build_index`, as are the others.
