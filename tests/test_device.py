@@ -39,7 +39,21 @@ def test_index_reaches_every_provider_that_takes_one():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "tpu", "gpu:", "gpu:-1", "gpu:a", "gpu 0", "gpu:0,", "cpu:0", "auto:1", "gpu:\u0661", 0, ["gpu"]],
+    [
+        "",
+        "tpu",
+        "gpu:",
+        "gpu:-1",
+        "gpu:a",
+        "gpu 0",
+        "gpu:0,",
+        "cpu:0",
+        "auto:1",
+        "gpu:\u0661",
+        "gpu:" + 5000 * "1",
+        0,
+        ["gpu"],
+    ],
 )
 def test_malformed_device_lists_the_right_forms(text):
     with pytest.raises(ConfigError) as caught:

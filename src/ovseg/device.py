@@ -123,6 +123,8 @@ _DEVICES: dict[str, _Kind] = {
 # Devices that PaddleX runs on and for which ONNX Runtime has no provider that ovseg supports.
 _PADDLE_ONLY = ("xpu", "mlu", "dcu", "gcu", "iluvatar_gpu", "metax_gpu")
 
+_INDEX = "[0-9]{1,9}"  # int() refuses thousands of digits
+
 _SYSTEMS = {"win32": "Windows", "darwin": "macOS"}
 
 _FORMS = "Use one of: auto, " + ", ".join(
@@ -180,7 +182,7 @@ def resolve_device(
         if provider.name in _BY_PROVIDER and _BY_PROVIDER[provider.name][1].indexed:
             provider.options.setdefault("device_id", str(index))
     main_id = chosen[0].options.get("device_id", str(index))
-    if not (main_id.isascii() and main_id.isdecimal()):
+    if not re.fullmatch(_INDEX, main_id):
         raise ConfigError(f"The provider option device_id is {main_id!r}, not a device index.", "Use 0, 1 and so on.")
     if isinstance(device, str) and ":" in device and int(main_id) != index:
         raise ConfigError(
@@ -279,7 +281,7 @@ def _parse(device: str | None) -> tuple[str, int, str | None]:
         return kind, 0, rest.upper()
     if row is None or not row.indexed:
         raise ConfigError(f"The device {device!r} has an index, which {kind} does not take.", f"{_FORMS}.")
-    if not re.fullmatch("[0-9]+(,[0-9]+)*", rest):
+    if not re.fullmatch(f"{_INDEX}(,{_INDEX})*", rest):
         raise ConfigError(f"The device {device!r} is not known.", f"{_FORMS}.")
     if "," in rest:
         first = f"{kind}:{rest.split(',')[0]}"
