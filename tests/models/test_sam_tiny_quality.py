@@ -14,7 +14,7 @@ from ovseg import create_pipeline
 from ovseg.pipelines.open_vocabulary_segmentation import OpenVocabularySegmentationPipeline
 from ovseg.zoo import find_model
 
-COMPOSITES = Path(__file__).parent.parent / "data" / "composites"
+DATA = Path(__file__).parent.parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,15 @@ def iou(ours: np.ndarray, truth: np.ndarray) -> float:
     return float((ours & truth).sum() / (ours | truth).sum())
 
 
-# What the weights that ship reach, less a little. Of the goal for `ordinary`, 0.88 with a box and 0.78 with one click,
-# the second is reached.
-FLOORS = {"ordinary": (0.864, 0.796), "crowded": (0.841, 0.764)}
+# Least mean IoU with a box and with one click: the goal for `ordinary`; for `crowded`, which has none, what the weights
+# reach, less a little.
+FLOORS = {"ordinary": (0.88, 0.78), "crowded": (0.849, 0.766)}
 
 
 def composites(mix: str) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """The held-out scenes: BGR image, and the visible mask of each object in it."""
-    for path in sorted((COMPOSITES / mix).glob("*.png")):
+    more = (DATA / "composites_more").glob("*.png") if mix == "ordinary" else ()
+    for path in sorted([*(DATA / "composites" / mix).glob("*.png"), *more]):
         ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         yield cv2.imread(str(path.with_suffix(".jpg"))), [ids == i for i in np.unique(ids) if i]
 

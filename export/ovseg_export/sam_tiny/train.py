@@ -45,7 +45,7 @@ class Phase:
 # Small frames first: most of what a promptable segmenter learns does not need resolution. They show a part of the
 # scene, so that things keep their size.
 SMALL, WHOLE = Phase(256, 12, 4, (0.45, 0.9)), Phase(SIZE, 5, 5, (0.6, 1.3))
-BOXES = 0.55  # share of the prompts that are boxes
+BOXES = 0.6  # share of the prompts that are boxes
 TRUNK = 0.2  # of the rate, for what was pretrained
 HELD = 0.55  # the share of the time after which the rate is let down
 WARM_UP = 100  # steps
@@ -133,7 +133,7 @@ def bounding_box(mask: np.ndarray) -> np.ndarray:
 
 
 def box_noise(box: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         return np.zeros(4)
     sides = np.tile(box[2:] - box[:2], 2)
     return np.clip(rng.normal(0, 0.05, 4), -0.12, 0.12) * sides
