@@ -183,5 +183,6 @@ def test_a_model_that_is_not_here_says_how_to_get_it(home: Path) -> None:
         find_model(None)
     write_model(home / "outside", "outside")
     (home / "models").mkdir()
-    with pytest.raises(ModelError, match="no model named"):
-        find_model("../outside")
+    for name in ("../outside", "n" * 300):
+        with pytest.raises(ModelError, match="no model named"):
+            find_model(name)

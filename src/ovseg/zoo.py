@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -232,6 +233,8 @@ def installed_dir(name: str) -> Path | None:
     try:
         return next((folder for folder in folders if (folder / "model.yaml").is_file()), None)
     except OSError as error:  # such as a folder of somebody else's
+        if error.errno == errno.ENAMETOOLONG:
+            return None
         raise ModelError(
             f"The cache folder {models_dir()} cannot be read: {error.strerror}.",
             "Set OVSEG_HOME to a folder that you may read and write.",

@@ -259,9 +259,31 @@ def test_progress_on_a_terminal(image_file: Path, sam_folders: dict[str, Path], 
 
 def test_debug_shows_the_traceback(run: Run, image_file: Path) -> None:
     done = run("--input", image_file, "--prompt", "[]", "--debug")
-    assert done.returncode == 1 and "Traceback" in done.stderr and "PromptError" in done.stderr
+    assert done.returncode == 2 and "Traceback" in done.stderr and "PromptError" in done.stderr
+    done = run("--input", "none.png", "--prompt", "[[0, 0, 9, 9]]", "--debug")
+    assert done.returncode == 2 and "Traceback" in done.stderr and "ovs: none.png does not exist." in done.stderr
     done = run("--input", image_file, "--prompt", "[]", env=os.environ | {"OVSEG_DEBUG": "0"})
     assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_standard_output_closed_or_full(run: Run, image_file: Path, tmp_path: Path) -> None:
+    arguments = ["--input", image_file, "--prompt", BOXES, "-o", "output"]
+    done = run(*arguments, capture_output=False, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["a_res.json", "a_res.png"]
+    with Path("/dev/full").open("w") as full:
+        done = run(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    first, _ = done.stderr.splitlines()
+    assert first == "ovs: The output could not be written: No space left on device."
+
+
+def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [*OVS, "--help"], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "ovs: interrupted\n")
 
 
 @pytest.fixture

@@ -18,6 +18,9 @@ from ovseg.stages.prompts import (
     tokens,
 )
 
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
 BAD: list[tuple[Any, Any, str]] = [
     (None, "box", "No prompt was given"),
     (None, "point", "No prompt was given"),
@@ -28,6 +31,8 @@ BAD: list[tuple[Any, Any, str]] = [
     ([1, 2], "point", "flat list"),
     (np.arange(4), "box", "flat list"),
     ([[[1, 2, 3, 4]]], "box", "nested too deeply"),
+    (ENDLESS, "box", "nested too deeply"),
+    ([[0, 0, 10**5000, 5]], "box", "a huge number, which is in no image"),
     ([[1, 2, 3, 4], 5], "box", r"Prompt 1, 5, is not a list"),
     ([[1, 2, 3]], "box", r"\[1, 2, 3\], has 3 numbers"),
     ([[1, 2]], "box", r'prompt_type="point"'),

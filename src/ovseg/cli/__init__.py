@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -15,9 +16,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import OvsError
+from . import reporting
 
 # Sub-commands, each a module of this package with a `register(app)` function.
 COMMANDS = ("run", "serve", "eval", "demo", "models", "export", "config", "index", "bench", "tune", "doctor")
+
+# What an output that cannot be written says: nobody reads it any more, or there is no room for it.
+_NOT_WRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def with_dashes(argv: list[str]) -> list[str]:
@@ -48,8 +53,7 @@ def build_app() -> Any:
     def options(
         debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
     ) -> None:
-        if debug:
-            os.environ["OVSEG_DEBUG"] = "1"
+        pass  # `main` has taken it, wherever it stood
 
     for command in COMMANDS:
         importlib.import_module(f".{command}", __name__).register(app)
@@ -93,44 +97,59 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (0 success, 1 failure, 2 bad input, 130 Ctrl-C, 143 SIGTERM)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - for as long as the process lives
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # while modules are imported
+        return _interrupted()
+
+
+def _main(argv: list[str]) -> int:
     import typer
 
     codecs.register_error("ovseg.json", _escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="ovseg.json")
-    arguments = with_dashes(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments or os.environ.get("OVSEG_DEBUG", "") not in ("", "0")
+    arguments = with_dashes(argv)
+    reporting.tracebacks = "--debug" in arguments or os.environ.get("OVSEG_DEBUG", "") not in ("", "0")
     # `--debug` is understood anywhere on the line.
     arguments = [a for a in arguments if a != "--debug"]
     try:
         with _clean_end():
             status = build_app()(args=arguments, standalone_mode=False)
         if status == 130:  # what newer versions of Typer make of Ctrl-C
-            raise KeyboardInterrupt
+            return _interrupted()
+        sys.stdout.flush()
         return int(status or 0)
     except OvsError as error:
-        if debug:
-            raise
-        print(f"ovs: {error.cause}", file=sys.stderr)
-        if error.cure:
-            print(f"     {error.cure}", file=sys.stderr)
+        reporting.tell(error)
         return error.exit_code
     except _usage_error() as error:
         error.show()
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        print("ovs: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     except _Terminated:
         print("ovs: terminated", file=sys.stderr)
         return 143
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
-        if debug:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _NOT_WRITTEN:
+            # What could not be written would be tried again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if error.errno != errno.EPIPE:
+                print(f"ovs: The output could not be written: {error.strerror}.", file=sys.stderr)
+                print("     Make room, or send it elsewhere.", file=sys.stderr)
+            return 1
+        if reporting.tracebacks:
             raise
         print(f"ovs: {type(error).__name__}: {error}", file=sys.stderr)
         print("     This is a fault in ovseg: run again with --debug and report it.", file=sys.stderr)
         return 1
+
+
+def _interrupted() -> int:
+    print("ovs: interrupted", file=sys.stderr)
+    return 130

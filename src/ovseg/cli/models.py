@@ -92,7 +92,7 @@ def remove(name: str = NAME, yes: bool = typer.Option(False, "--yes", "-y", help
     """Remove a model and its archive from the cache."""
     from ..pull import remove_model
 
-    if not yes and sys.stdin.isatty():
+    if not yes and sys.stdin is not None and sys.stdin.isatty():
         typer.confirm(f"Remove {name} from the cache?", abort=True, err=True)
     for folder in remove_model(name):
         print(folder)

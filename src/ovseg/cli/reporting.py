@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..errors import OvsError
+
+tracebacks = False  # whether an error is told with its traceback: --debug
+
+
+def tell(error: OvsError) -> None:
+    """Tell the user of an error: cause and cure."""
+    if tracebacks:
+        traceback.print_exception(error)
+    print(f"ovs: {error.cause}\n     {error.cure}".rstrip(), file=sys.stderr)
 
 
 class Failures:
@@ -15,7 +25,7 @@ class Failures:
     exit_code = 0
 
     def add(self, error: OvsError) -> None:
-        print(f"ovs: {error.cause}\n     {error.cure}".rstrip(), file=sys.stderr)
+        tell(error)
         self.exit_code = min(self.exit_code or error.exit_code, error.exit_code)
 
 

@@ -24,8 +24,17 @@ NEGATIVE, POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT, PADDING = 0, 1, 2, 3, -1
 
 # Pixels beyond which a box would not be finite as the float32 that a network takes.
 _FAR = 1e30
+_MOST_BITS = 10_000  # of an integer that Python still writes in digits
 
-_short = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    """Short representations, also of integers of more digits than Python writes."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < _MOST_BITS else "a huge number"
+
+
+_short = _Short()
 _short.maxstring = _short.maxother = _short.maxlong = 60
 _short.maxlist = _short.maxtuple = 6
 
@@ -388,7 +397,10 @@ def _plain(value: Any) -> Any:
 def _as_list(prompt: Any, kind: str) -> list[Any]:
     if prompt is None:
         raise PromptError("No prompt was given.", _FORMS[kind])
-    rows = _plain(prompt)
+    try:
+        rows = _plain(prompt)
+    except RecursionError:
+        raise PromptError("The prompt is nested too deeply.", _FORMS[kind]) from None
     if not _is_list(rows):
         raise PromptError(f"The prompt {_short.repr(prompt)} is not a list.", _FORMS[kind])
     if not rows:
