@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ __all__ = [
     "zoo_path",
 ]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")  # with what is put beside it, a folder has 255 at most
 
 _ZOO_FIELDS = {
     "format": FORMAT.needed(),
@@ -233,8 +232,6 @@ def installed_dir(name: str) -> Path | None:
     try:
         return next((folder for folder in folders if (folder / "model.yaml").is_file()), None)
     except OSError as error:  # such as a folder of somebody else's
-        if error.errno == errno.ENAMETOOLONG:
-            return None
         raise ModelError(
             f"The cache folder {models_dir()} cannot be read: {error.strerror}.",
             "Set OVSEG_HOME to a folder that you may read and write.",
