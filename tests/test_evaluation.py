@@ -114,21 +114,26 @@ def test_sizes_are_those_of_masks_or_of_boxes(run: Callable[..., Evaluation], tm
     assert [entry["area"] for entry in _as_annotations(results, "bbox")] == [30 * 15, 18 * 20]
 
 
+def interrupted(run: Callable[..., Evaluation], calls: int) -> None:
+    """Evaluate until so many times something was said to be done: once what was there, then each image."""
+    said: list[int] = []
+
+    def interrupt(count: int) -> None:
+        said.append(count)
+        if len(said) == calls:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(threshold=0.1, advance=interrupt)
+
+
 def test_an_interrupted_evaluation_goes_on(
     run: Callable[..., Evaluation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(threshold=0.1)
     expected = (tmp_path / "out" / "results.json").read_bytes()
     shutil.rmtree(tmp_path / "out")
-    predicted: list[str] = []
-
-    def interrupt(count: int) -> None:
-        predicted.append("")
-        if len(predicted) == 4:  # once for what was there, and three images
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(threshold=0.1, advance=interrupt)
+    interrupted(run, 4)
     unfinished = tmp_path / "out" / "unfinished.jsonl"
     assert not (tmp_path / "out" / "results.json").exists()
     assert len(unfinished.read_text().splitlines()) == 4
@@ -154,30 +159,14 @@ def test_an_interrupted_evaluation_goes_on(
 
 
 def test_an_unfinished_evaluation_of_something_else(run: Callable[..., Evaluation]) -> None:
-    calls: list[int] = []
-
-    def interrupt(count: int) -> None:
-        calls.append(count)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(threshold=0.1, advance=interrupt)
+    interrupted(run, 3)
     with pytest.raises(ConfigError, match=r"unfinished\.jsonl is of an evaluation of another model"):
         run(threshold=0.2)
     assert run(threshold=0.1).images == 4
 
 
 def test_an_unfinished_evaluation_of_other_images(run: Callable[..., Evaluation], tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def interrupt(count: int) -> None:
-        calls.append(count)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(threshold=0.1, advance=interrupt)
+    interrupted(run, 3)
     shutil.copytree(tmp_path / "pictures", tmp_path / "others")
     with pytest.raises(ConfigError, match=r"unfinished\.jsonl is of .* other annotations, images or options"):
         run(threshold=0.1, images=tmp_path / "others")

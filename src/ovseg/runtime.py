@@ -140,6 +140,11 @@ def cuda_devices() -> tuple[str, ...] | None:
     return tuple(names)
 
 
+def debugging() -> bool:
+    """Whether `OVSEG_DEBUG` is set: ONNX Runtime's log is shown, and the command line's errors with tracebacks."""
+    return os.environ.get("OVSEG_DEBUG", "") not in ("", "0")
+
+
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Number of CPUs that this process may use: its affinity mask, and a container's quota, rounded up.
 

@@ -30,7 +30,7 @@ from .device import (
 )
 from .engines import give_up_engines, give_up_profiles, has_engines, kept_options, telling_of_build
 from .errors import ConfigError, DeviceUnavailable, ModelError, OvsError
-from .runtime import import_onnxruntime, load_failure, one_line, preload_libraries, usable_cpus
+from .runtime import debugging, import_onnxruntime, load_failure, one_line, preload_libraries, usable_cpus
 
 logger = logging.getLogger("ovseg")
 
@@ -487,7 +487,7 @@ def _session_options(ort: Any, threads: int | None, optimization: str) -> Any:
     else:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Errors are raised with their text, so there is no need to log them too.
-    options.log_severity_level = 1 if _debug() else 4
+    options.log_severity_level = 1 if debugging() else 4
     return options
 
 
@@ -520,10 +520,6 @@ def _size(model: Path) -> int:
         return sum(path.stat().st_size for path in beside if path.is_file())
     except OSError:
         return 0
-
-
-def _debug() -> bool:
-    return os.environ.get("OVSEG_DEBUG", "0") not in ("", "0")
 
 
 def _with_threads(device: Device, threads: int) -> Device:
@@ -570,7 +566,7 @@ def _shapes(ort: Any, model: str | bytes) -> dict[str, tuple[int | str | None, .
 def _start(ort: Any, model: str | bytes, options: Any, device: Device, kept: Mapping[str, str]) -> Any:
     main, *others = device.providers
     providers = [(main.name, {**main.options, **kept}), *((provider.name, provider.options) for provider in others)]
-    quiet = main.name != CPU and not _debug()
+    quiet = main.name != CPU and not debugging()
     if quiet:  # a provider that cannot load is logged outside the session; we raise or log it ourselves
         ort.set_default_logger_severity(4)
     try:

@@ -56,7 +56,7 @@ def test_a_detector_of_ones_own_comes_with_the_embedder_that_ships(tmp_path: Pat
 
 def test_a_run_compares_ours_with_the_bare_session(tmp_path: Path) -> None:
     plan = measure.Plan(
-        pipelines=["open_vocabulary_segmentation"], rounds=3, seconds=0.01, starts=1, threads=1, batches=(1, 2)
+        pipelines=["open_vocabulary_segmentation"], rounds=7, seconds=0.05, starts=1, threads=1, batches=(1, 2)
     )
     said: list[str] = []
     found = measure.run(plan, said.append)

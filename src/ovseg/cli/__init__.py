@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import OvsError
+from ..runtime import debugging
 from . import reporting
 
 # Sub-commands, each a module of this package with a `register(app)` function.
@@ -102,8 +103,9 @@ def main(argv: list[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - for as long as the process lives
     try:
         return _main(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:  # while modules are imported
-        return _interrupted()
+    except KeyboardInterrupt:  # also while modules are imported
+        print("ovs: interrupted", file=sys.stderr)
+        return 130
 
 
 def _main(argv: list[str]) -> int:
@@ -114,14 +116,14 @@ def _main(argv: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="ovseg.json")
     arguments = with_dashes(argv)
-    reporting.tracebacks = "--debug" in arguments or os.environ.get("OVSEG_DEBUG", "") not in ("", "0")
+    reporting.tracebacks = "--debug" in arguments or debugging()
     # `--debug` is understood anywhere on the line.
     arguments = [a for a in arguments if a != "--debug"]
     try:
         with _clean_end():
             status = build_app()(args=arguments, standalone_mode=False)
         if status == 130:  # what newer versions of Typer make of Ctrl-C
-            return _interrupted()
+            raise KeyboardInterrupt
         sys.stdout.flush()
         return int(status or 0)
     except OvsError as error:
@@ -130,8 +132,8 @@ def _main(argv: list[str]) -> int:
     except _usage_error() as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     except _Terminated:
         print("ovs: terminated", file=sys.stderr)
         return 143
@@ -148,8 +150,3 @@ def _main(argv: list[str]) -> int:
         print(f"ovs: {type(error).__name__}: {error}", file=sys.stderr)
         print("     This is a fault in ovseg: run again with --debug and report it.", file=sys.stderr)
         return 1
-
-
-def _interrupted() -> int:
-    print("ovs: interrupted", file=sys.stderr)
-    return 130
