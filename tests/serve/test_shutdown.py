@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,7 +20,7 @@ from recognition_graphs import plain
 from service_process import Start, as_base64
 
 from ovseg.serve import Settings
-from ovseg.serve.server import _listen, _longest, _protocol, _Server
+from ovseg.serve.server import _listen, _longest, _protocol, _Server, _take_no_more
 
 PROMPT = "/open-vocabulary-segmentation"
 IMAGE = as_base64(plain((250, 250, 250), 120, 160))
@@ -77,22 +79,23 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def answers_of_a_server_that_ends() -> list[bytes]:
-    """End a server while a client comes in each turn of the event loop, until one is refused."""
-    loop = asyncio.get_running_loop()
+    """End a server while clients come, until one is refused; return how each answer begins."""
     server, listening = await started(answer)
     address, clients = listening.getsockname(), []
 
     def come() -> None:
-        try:
-            client = socket.create_connection(address, timeout=10)
-        except ConnectionRefusedError:
-            return
-        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        clients.append(client)
-        loop.call_soon(come)
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                client = socket.create_connection(address, timeout=10)
+                clients.append(client)
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                time.sleep(0.001)
 
-    come()
+    coming = [asyncio.create_task(asyncio.to_thread(come)) for _ in range(4)]
+    while len(clients) < 20:
+        await asyncio.sleep(0)
     await server.shutdown([listening])
+    await asyncio.gather(*coming)
     answers = []
     for client in clients:
         with client:
@@ -103,6 +106,22 @@ async def answers_of_a_server_that_ends() -> list[bytes]:
 def test_whoever_could_connect_is_answered() -> None:
     answers = asyncio.run(answers_of_a_server_that_ends())
     assert answers and set(answers) == {b"HTTP/1.1 200 OK"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that lets a socket filter packets")
+def test_a_socket_that_takes_no_more_keeps_who_has_come() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = listening.getsockname()
+        with socket.create_connection(address) as early:
+            _take_no_more(listening)
+            with pytest.raises(TimeoutError):
+                socket.create_connection(address, timeout=0.3)
+            accepted, _ = listening.accept()
+            with accepted:
+                early.sendall(b"question")
+                assert accepted.recv(8) == b"question"
+                accepted.sendall(b"answer")
+                assert early.recv(6) == b"answer"
 
 
 async def last_heads() -> list[bytes]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import math
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +23,21 @@ from .settings import Settings
 
 # Seconds that a connection without a request in progress is kept in a shutdown: a request may be on its way.
 _GRACE = 2.0
+# Seconds for clients that had begun to connect when a shutdown began, whose last packet is on its way.
+_HANDSHAKE = 0.2
+# A program for Linux's packet filter (see linux/filter.h). It drops the packets that begin a connection: those with SYN
+# and without ACK in byte 13 of the TCP header.
+_SO_ATTACH_FILTER = 26
+_NO_MORE_CONNECTIONS = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load byte 13
+        (0x54, 0, 0, 0x12),  # keep its SYN and ACK
+        (0x15, 0, 1, 0x02),  # only SYN: the next instruction, else the one after it
+        (0x06, 0, 0, 0),  # drop
+        (0x06, 0, 0, 0xFFFFFFFF),  # pass
+    )
+)
 
 
 def run(app: App, settings: Settings, host: str, port: int) -> None:
@@ -77,6 +94,9 @@ class _Server(uvicorn.Server):
         """Take in whoever has connected already, then close."""
         loop = asyncio.get_running_loop()
         for listening in sockets or []:
+            _take_no_more(listening)
+        await asyncio.sleep(_HANDSHAKE)
+        for listening in sockets or []:
             loop.remove_reader(listening)
         # Those whom the event loop has accepted get their protocols while there still is a server: in the next turn.
         await asyncio.sleep(0)
@@ -94,6 +114,20 @@ class _Server(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return made
+
+
+def _take_no_more(listening: socket.socket) -> None:
+    """Let no client begin to connect, where the system can: it asks again in a second, and is refused then.
+
+    Else those who connect between the last `accept` and the closing of the socket would be reset, with their requests.
+    """
+    if sys.platform != "linux":
+        return
+    program = ctypes.create_string_buffer(_NO_MORE_CONNECTIONS, len(_NO_MORE_CONNECTIONS))
+    with contextlib.suppress(OSError):  # such as in a sandbox without packet filters
+        listening.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(program))
+        )
 
 
 def _accept_all(listening: socket.socket) -> Iterator[socket.socket]:
