@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ovseg.device import CPU, CUDA, resolve_device
 from ovseg.errors import ConfigError, DeviceUnavailable, ModelError
 from ovseg.runtime import usable_cpus
-from ovseg.session import RunError, Session, TensorInfo, _Turns, check_fixed, runs_at_once
+from ovseg.session import RunError, Session, TensorInfo, check_fixed
 
 HAS_CUDA = CUDA in onnxruntime.get_available_providers()
 CPU_BUILD = pytest.mark.skipif(HAS_CUDA, reason="holds for the CPU build of ONNX Runtime")
@@ -246,63 +243,10 @@ def test_no_caller_waits_while_another_runs_again_and_again(linear):
             runs += 1
         return runs
 
-    callers = 2 * runs_at_once(cpus, cpus)
+    callers = 2 * cpus
     with ThreadPoolExecutor(callers) as pool:
         runs = list(pool.map(work, range(callers)))
     assert min(runs) > 0.02 * max(runs)
-
-
-def test_a_turn_that_ends_goes_to_whoever_waits():
-    turns = _Turns(2)
-    for _ in ("long", "short"):
-        turns.__enter__()
-    ran = threading.Event()
-
-    def wait() -> None:
-        with turns:
-            ran.set()
-
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(wait)
-        assert not ran.wait(0.1)
-        turns.__exit__()  # the short one
-        in_time = ran.wait(5)
-        turns.__exit__()
-        waiting.result()
-    assert in_time
-
-
-def test_callers_of_a_short_model_do_not_wait_for_each_other(linear):
-    cpus = usable_cpus()
-    short, long = (Session(linear, "cpu", threads=cpus) for _ in range(2))
-    long._short = 0.0  # no run is as short as that
-    for session, waits in ((short, False), (long, True)):
-        session.run({"x": np.ones((1, 4), np.float32)})
-        for _ in range(runs_at_once(cpus, cpus)):
-            session._turns.__enter__()  # as many as may be inside
-        ran = threading.Thread(target=session.run, args=({"x": np.ones((1, 4), np.float32)},), daemon=True)
-        ran.start()
-        ran.join(0.2 if waits else 10)
-        assert ran.is_alive() == waits
-        session._turns.__exit__()
-        ran.join(10)
-        assert not ran.is_alive()
-
-
-def test_as_many_at_once_as_there_are_turns_and_errors_give_theirs_back():
-    turns, inside, most = _Turns(3), [], []
-
-    def work(number: int) -> None:
-        with contextlib.suppress(ZeroDivisionError), turns:
-            inside.append(number)
-            most.append(len(inside))
-            time.sleep(0.001)
-            inside.remove(number)
-            raise ZeroDivisionError
-
-    with ThreadPoolExecutor(9) as pool:
-        list(pool.map(work, range(90)))
-    assert len(most) == 90 and max(most) == 3
 
 
 def test_a_model_that_does_not_fit_into_memory_is_not_called_damaged(linear, monkeypatch):
@@ -314,87 +258,35 @@ def test_a_model_that_does_not_fit_into_memory_is_not_called_damaged(linear, mon
         Session(linear, "cpu")
 
 
-class _Interrupted:
-    """A lock whose first caller is interrupted by Ctrl-C as soon as the lock is taken, where Python may do so."""
-
-    def __init__(self, lock, calls):
-        self._lock, self._calls = lock, calls
-
-    def __getattr__(self, name):
-        return getattr(self._lock, name)
-
-    def _once(self, name, value):
-        if name in self._calls:
-            self._calls.remove(name)
-            raise KeyboardInterrupt
-        return value
-
-    def acquire(self):
-        return self._once("acquire", self._lock.acquire())
-
-    def release(self):
-        return self._once("release", self._lock.release())
-
-    def __enter__(self):
-        return self._lock.__enter__()  # a lock's own `with` is not interrupted before its body
-
-    def __exit__(self, *_):
-        return self._once("exit", self._lock.release())
-
-
-@pytest.mark.parametrize("at_once", [1, 2])
-@pytest.mark.parametrize("lock, call", [("_gate", "acquire"), ("_gate", "release"), ("_counting", "exit")])
-def test_who_is_interrupted_on_the_way_in_keeps_no_turn(at_once, lock, call):
-    turns = _Turns(at_once)
-    calls = [call]
-    setattr(turns, lock, _Interrupted(getattr(turns, lock), calls))
-    # On the way in, or with one turn as it opens the gate on the way out.
-    with pytest.raises(KeyboardInterrupt), turns:
-        pass
-    assert not calls
-    with ThreadPoolExecutor(1) as pool:  # all can be had again, and no more
-        taken = pool.submit(lambda: [turns.__enter__() for _ in range(at_once)])
-        if wait_for([taken], 10).not_done:
-            turns._gate.release()  # ends the test
-            pytest.fail("a turn was lost")
-    assert turns._gate.locked()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="interrupts by a timer")
-def test_ctrl_c_leaves_a_session_to_its_other_callers(linear, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="the policies are those of Linux")
+def test_threads_of_a_session_give_way_and_no_others(linear, tmp_path):
     path = tmp_path / "linear.onnx"
     path.write_bytes(linear)
     code = f"""
-import os, random, signal, threading
-import numpy as np
-from ovseg.session import Session, runs_at_once
-session = Session({str(path)!r}, "cpu", threads=2)
-session._short = 0.0  # no run is as short as that
-x = np.ones((20_000, 4), np.float32)
-def work():
-    while True:
-        session.run({{"x": x}})
-for _ in range(3 * runs_at_once(2, os.cpu_count())):
-    threading.Thread(target=work, daemon=True).start()
-def interrupt(*_):
-    raise KeyboardInterrupt
-signal.signal(signal.SIGALRM, interrupt)
-for _ in range(100):
-    try:
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.02))
-        work()
-    except KeyboardInterrupt:
-        pass
-    other = threading.Thread(target=session.run, args=({{"x": x}},), daemon=True)
-    other.start()
-    other.join(10)
-    if other.is_alive():
-        print("stuck", flush=True)
-        os._exit(0)
-print("alive", flush=True)
-os._exit(0)
+import os
+from ovseg.errors import OvsError
+from ovseg.session import Session
+names = {{os.SCHED_OTHER: "other", os.SCHED_BATCH: "batch", os.SCHED_IDLE: "idle"}}
+def policy(task):
+    return names[os.sched_getscheduler(task)]
+def policies():
+    before = set(os.listdir("/proc/self/task"))
+    session = Session({str(path)!r}, "cpu", threads=3)
+    print(*(policy(int(task)) for task in set(os.listdir("/proc/self/task")) - before), "caller", policy(0))
+Session({str(path)!r}, "cpu", threads=1)  # ONNX Runtime, imported, has a thread too
+policies()
+try:
+    Session(b"no model", "cpu")
+except OvsError as error:
+    print(type(error).__name__, "caller", policy(0))
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+policies()
 """
-    assert python(code).stdout.split() == ["alive"]
+    assert python(code).stdout.splitlines() == [
+        "batch batch caller other",
+        "ModelError caller other",
+        "idle idle caller idle",
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc and sets the affinity")
