@@ -152,9 +152,10 @@ def test_build_append_search_and_run(drinks: Path, tmp_path: Path, capsys: pytes
         (["--image", "pink.png", "--box", "0,0,inf,9"], "is no part of the picture"),
         (["--image", "pink.png", "--box", "0,0,9,inf"], "is no part of the picture"),
         (["--vector", "query.npy", "--box", "0,0,9,9"], "--box is given without --image"),
+        (["--image", "."], "--image . is not one picture"),
     ],
 )
-def test_a_box_that_cannot_be_cut_out(
+def test_a_query_that_cannot_be_cut_out(
     drinks: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

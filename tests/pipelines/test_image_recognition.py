@@ -15,6 +15,9 @@ import yaml
 from recognition_graphs import DIM, halves, plain, write_detector, write_embedder
 
 from ovseg import ConfigError, Gallery, GalleryError, ImageError, MissingExtra, ModelError, create_pipeline, load_index
+from ovseg.device import resolve_device
+from ovseg.model_folder import open_model_folder
+from ovseg.pipelines.embedder import Embedder
 from ovseg.pipelines.image_recognition import ImageRecognitionPipeline
 
 RED, GREEN, BLUE, WHITE, BLACK = (0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -135,6 +138,17 @@ def test_objects_of_a_batch_share_runs_of_the_feature_model(pipeline, index, mon
     )
     results = list(pipeline.predict([halves(YELLOW, PINK)] * 10, index=index, batch_size=10))
     assert len(results) == 10 and sizes == [16, 4]
+
+
+def test_a_feature_model_that_takes_one_image_gets_one_at_a_time(tmp_path, monkeypatch) -> None:
+    folder = open_model_folder(write_embedder(tmp_path / "one", parity={"batch": 1}))
+    embedder = Embedder(folder, resolve_device("cpu"), batch_size=8, session_options={})
+    sizes = []
+    run = embedder._session.run
+    monkeypatch.setattr(
+        embedder._session, "run", lambda feeds, names: sizes.append(len(feeds["image"])) or run(feeds, names)
+    )
+    assert len(embedder.embed([plain(PINK)] * 3)) == 3 and sizes == [1, 1, 1]
 
 
 def test_rec_topk(pipeline, index) -> None:

@@ -306,9 +306,11 @@ def _read_vectors(path: Path) -> np.ndarray:
 
 def _read_crop(image: str, box: str | None) -> np.ndarray:
     from ..errors import ConfigError
-    from ..images import read_images
+    from ..images import is_single, read_images
     from ..stages.embedding import crop
 
+    if not is_single(image):
+        raise ConfigError(f"--image {image} is not one picture.", "Give the path or URL of one.")
     pixels = next(read_images(image)).pixels
     if box is None:
         return pixels

@@ -29,7 +29,9 @@ INPUT = typer.Option(..., "--input", "-i", help="Image, PDF, folder, URL, or - f
 PROMPT_TYPE = typer.Option(None, "--prompt-type", help="box (the default) or point.")
 PROMPT = typer.Option(None, "--prompt", help='Such as "[[112.9, 118.4, 513.8, 382.1]]".')
 SAVE_PATH = typer.Option(None, "--save-path", "-o", help="Folder for pictures and JSON.")
-MASK_FORMAT = typer.Option(None, "--mask-format", help="Masks in JSON: rle (the default) or list.")
+MASK_FORMAT = typer.Option(
+    None, "--mask-format", help="Masks in JSON: rle (the default, whatever a YAML file says) or list."
+)
 INDEX = typer.Option(None, "--index", help="Folder of a gallery, or milvus://...")
 DET_THRESHOLD = typer.Option(None, "--det-threshold", help="Least score of a detection, such as 0.5.")
 REC_THRESHOLD = typer.Option(None, "--rec-threshold", help="Least similarity (IP), or largest distance (L2).")

@@ -55,7 +55,7 @@ class Embedder:
             )
         self.dim = shape[1]
         self._dtype = inputs[0].dtype
-        self._batch_size = 1 if inputs[0].shape[0] == 1 else batch_size
+        self._batch_size = 1 if 1 in (inputs[0].shape[0], folder.proven_batch) else batch_size
 
     def embed(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Return the embeddings of images, [N, D] float32 of unit length.
