@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="of each turn")
     parser.add_argument("--rounds", type=int, default=41)
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error("--rounds is at least 2: one ratio has no spread")
     context = multiprocessing.get_context("spawn")
     half = str(max(1, usable_cpus() // 2))
     for name, file in MODELS.items():

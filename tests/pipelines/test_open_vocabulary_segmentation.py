@@ -541,6 +541,7 @@ def test_our_yaml_is_read(tmp_path: Path, sam_folders: dict[str, Path], pixels: 
         ("- 1", "does not hold a mapping"),
         ("pipeline_name: OCR", "'OCR', which is not known"),
         ("SubModules: {}", r"bad\.yaml has no pipeline_name\."),
+        ("pipeline_name:", r"bad\.yaml has no pipeline_name\."),
         ("pipeline_name: open_vocabulary_segmentation\nmask_formats: rle", "'mask_formats'"),
         ("pipeline_name: open_vocabulary_segmentation\nmask_format: png", "'png'"),
         ("pipeline_name: open_vocabulary_segmentation\nembedding_cache: -1", "embedding_cache is -1"),

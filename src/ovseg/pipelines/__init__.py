@@ -98,9 +98,9 @@ def create_pipeline(
     elif isinstance(source, str) and not source.lower().endswith((".yaml", ".yml")) and not os.path.exists(source):  # noqa: PTH110
         config_file(source)  # raises: it is neither a name nor a file
     loaded, where = load_config(source)
-    name = str(loaded.get("pipeline_name", ""))
-    if not name:
+    if loaded.get("pipeline_name") is None:
         raise ConfigError(f"{where} has no pipeline_name.", f"Set it to one of {', '.join(PIPELINES)}.")
+    name = str(loaded["pipeline_name"])
     if name not in PIPELINES:
         raise ConfigError(f"{where} is for the pipeline {name!r}, which is not known.", f"Use {', '.join(PIPELINES)}.")
     module, class_name = PIPELINES[name]
