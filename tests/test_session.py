@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ovseg.device import CPU, CUDA, resolve_device
 from ovseg.errors import ConfigError, DeviceUnavailable, ModelError
 from ovseg.runtime import usable_cpus
-from ovseg.session import RunError, Session, TensorInfo, check_fixed
+from ovseg.session import RunError, Session, TensorInfo, _turns, check_fixed
 
 HAS_CUDA = CUDA in onnxruntime.get_available_providers()
 CPU_BUILD = pytest.mark.skipif(HAS_CUDA, reason="holds for the CPU build of ONNX Runtime")
@@ -249,6 +251,43 @@ def test_no_caller_waits_while_another_runs_again_and_again(linear):
     assert min(runs) > 0.02 * max(runs)
 
 
+@pytest.mark.parametrize("wrong", [None, 3, ["model.onnx"]])
+def test_a_model_that_is_no_path(wrong):
+    with pytest.raises(ConfigError, match="The model is"):
+        Session(wrong, "cpu")
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_no_more_callers_at_once_than_there_is_memory_for(at_once):
+    turns, inside, most = _turns(at_once), [], []
+
+    def work(number: int) -> None:
+        with contextlib.suppress(ZeroDivisionError), next(turns):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.001)
+            inside.remove(number)
+            raise ZeroDivisionError
+
+    with ThreadPoolExecutor(9) as pool:
+        list(pool.map(work, range(90)))
+    assert len(most) == 90 and max(most) == at_once
+
+
+def test_callers_of_a_session_are_bounded(linear):
+    session = Session(linear, "cpu")
+    x = np.ones((1, 4), np.float32)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * usable_cpus()):
+            stack.enter_context(next(session._turns))
+        ran = threading.Thread(target=session.run, args=({"x": x},), daemon=True)
+        ran.start()
+        ran.join(0.2)
+        assert ran.is_alive()
+    ran.join(10)
+    assert not ran.is_alive()
+
+
 def test_a_model_that_does_not_fit_into_memory_is_not_called_damaged(linear, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Load model from a.onnx failed:std::bad_alloc")
@@ -266,6 +305,7 @@ def test_threads_of_a_session_give_way_and_no_others(linear, tmp_path):
 import os
 from ovseg.errors import OvsError
 from ovseg.session import Session
+os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 names = {{os.SCHED_OTHER: "other", os.SCHED_BATCH: "batch", os.SCHED_IDLE: "idle"}}
 def policy(task):
     return names[os.sched_getscheduler(task)]

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import Counter
@@ -103,17 +102,24 @@ async def answers_of_a_server_that_ends() -> list[bytes]:
     return answers
 
 
+def can_take_no_more() -> bool:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return _take_no_more(listening)
+
+
 def test_whoever_could_connect_is_answered() -> None:
+    if not can_take_no_more():
+        pytest.skip("the system filters no packets for us: those who come in the last moment are reset")
     answers = asyncio.run(answers_of_a_server_that_ends())
     assert answers and set(answers) == {b"HTTP/1.1 200 OK"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that lets a socket filter packets")
 def test_a_socket_that_takes_no_more_keeps_who_has_come() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = listening.getsockname()
         with socket.create_connection(address) as early:
-            _take_no_more(listening)
+            if not _take_no_more(listening):
+                pytest.skip("the system filters no packets for us")
             with pytest.raises(TimeoutError):
                 socket.create_connection(address, timeout=0.3)
             accepted, _ = listening.accept()

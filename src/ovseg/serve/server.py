@@ -93,9 +93,9 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take in whoever has connected already, then close."""
         loop = asyncio.get_running_loop()
-        for listening in sockets or []:
-            _take_no_more(listening)
-        await asyncio.sleep(_HANDSHAKE)
+        closing = [_take_no_more(listening) for listening in sockets or []]
+        if any(closing):
+            await asyncio.sleep(_HANDSHAKE)
         for listening in sockets or []:
             loop.remove_reader(listening)
         # Those whom the event loop has accepted get their protocols while there still is a server: in the next turn.
@@ -116,23 +116,26 @@ class _Server(uvicorn.Server):
         return made
 
 
-def _take_no_more(listening: socket.socket) -> None:
-    """Let no client begin to connect, where the system can: it asks again in a second, and is refused then.
+def _take_no_more(listening: socket.socket) -> bool:
+    """Let no client begin to connect: it asks again in a second, and is refused then. Return whether that can be done.
 
-    Else those who connect between the last `accept` and the closing of the socket would be reset, with their requests.
+    It cannot where the system is not Linux, or asks for CAP_NET_ADMIN, as some kernels do. There those are reset, with
+    their requests, who connect between the last `accept` and the closing of the socket: less than a millisecond.
     """
     if sys.platform != "linux":
-        return
+        return False
     program = ctypes.create_string_buffer(_NO_MORE_CONNECTIONS, len(_NO_MORE_CONNECTIONS))
-    with contextlib.suppress(OSError):  # such as in a sandbox without packet filters
-        listening.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(program))
-        )
+    filter_ = struct.pack("HP", len(program) // 8, ctypes.addressof(program))
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
+    except OSError:
+        return False
+    return True
 
 
 def _accept_all(listening: socket.socket) -> Iterator[socket.socket]:
-    """Accept the connections that wait at a socket that does not block."""
-    with contextlib.suppress(BlockingIOError):
+    """Accept the connections that wait at a socket that does not block, as far as there are file descriptors."""
+    with contextlib.suppress(OSError):
         while True:
             connection, _ = listening.accept()
             connection.setblocking(False)
