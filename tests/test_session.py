@@ -245,7 +245,7 @@ def test_no_caller_waits_while_another_runs_again_and_again(linear):
             runs += 1
         return runs
 
-    callers = 2 * cpus
+    callers = 4 * cpus  # twice as many as may be inside
     with ThreadPoolExecutor(callers) as pool:
         runs = list(pool.map(work, range(callers)))
     assert min(runs) > 0.02 * max(runs)
@@ -295,6 +295,43 @@ def test_a_model_that_does_not_fit_into_memory_is_not_called_damaged(linear, mon
     monkeypatch.setattr(onnxruntime, "InferenceSession", full)
     with pytest.raises(RunError, match=r"not enough memory to load the model given as bytes: .*bad_alloc\..*ulimit"):
         Session(linear, "cpu")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts by a timer")
+def test_ctrl_c_leaves_a_session_to_its_other_callers(linear, tmp_path):
+    path = tmp_path / "linear.onnx"
+    path.write_bytes(linear)
+    code = f"""
+import os, random, signal, threading
+import numpy as np
+from ovseg.runtime import usable_cpus
+from ovseg.session import Session
+session = Session({str(path)!r}, "cpu", threads=2)
+x = np.ones((20_000, 4), np.float32)
+def work():
+    while True:
+        session.run({{"x": x}})
+for _ in range(3 * usable_cpus()):  # with this thread more than may be inside
+    threading.Thread(target=work, daemon=True).start()
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(100):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.02))
+        work()
+    except KeyboardInterrupt:
+        pass
+    other = threading.Thread(target=session.run, args=({{"x": x}},), daemon=True)
+    other.start()
+    other.join(10)
+    if other.is_alive():
+        print("stuck", flush=True)
+        os._exit(0)
+print("alive", flush=True)
+os._exit(0)
+"""
+    assert python(code).stdout.split() == ["alive"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the policies are those of Linux")
