@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import resource
 import signal
 import subprocess
 import sys
@@ -25,13 +24,27 @@ OVS = [sys.executable, "-m", "ovseg"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def after(statement: str, command: list[str]) -> list[str]:
+    """The command, run in a process in which `statement` was run first.
+
+    `preexec_fn` would do with less, but forks this process: the handlers of libraries with threads of their own (gRPC)
+    then run in the child, and can abort it.
+    """
+    program = f"import os, resource, signal, sys; {statement}; os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", program, *command]
+
+
 @pytest.fixture
 def run(sam_folders: dict[str, Path], tmp_path: Path) -> Run:
     """Run `ovs run open_vocabulary_segmentation` in its own process and in `tmp_path`."""
 
-    def run(*arguments: str | Path, model: str = "general", **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str | Path, model: str = "general", first: str = "", **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         command = [*OVS, "run", "open_vocabulary_segmentation", "--device", "cpu"]
         command += ["--model-dir", str(sam_folders[model]), *map(str, arguments)]
+        if first:
+            command = after(first, command)
         options = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 120} | options
         return subprocess.run(command, **options)
 
@@ -184,7 +197,7 @@ def test_disk_full_leaves_no_half_file(run: Run, tmp_path: Path, pixels: np.ndar
     limit = 400_000  # a file that grows beyond it fails as on a full disk
     done = run(
         *("--input", "images", "--prompt", "[[2, 2, 30, 30]]", "-o", "output", "--quiet"),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        first=f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))",
     )
     assert done.returncode == 1
     assert "1_large_res.bmp could not be written: File too large" in done.stderr
@@ -208,15 +221,9 @@ def test_ctrl_c_ends_cleanly(image_file: Path, sam_folders: dict[str, Path], tmp
         BOXES,
     ]
     command += ["--save-path", "output", "--model-dir", str(sam_folders["general"]), "--device", "cpu"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
+    command = after("signal.signal(signal.SIGINT, signal.SIG_DFL)", command)
+    process = subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     while not any((tmp_path / "output").glob("*.json")):
         assert process.poll() is None
@@ -268,7 +275,7 @@ def test_debug_shows_the_traceback(run: Run, image_file: Path) -> None:
 
 def test_standard_output_closed_or_full(run: Run, image_file: Path, tmp_path: Path) -> None:
     arguments = ["--input", image_file, "--prompt", BOXES, "-o", "output"]
-    done = run(*arguments, capture_output=False, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
+    done = run(*arguments, capture_output=False, stderr=subprocess.PIPE, first="os.close(1)")
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["a_res.json", "a_res.png"]
     with Path("/dev/full").open("w") as full:
