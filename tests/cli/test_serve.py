@@ -124,3 +124,11 @@ def test_an_address_that_is_taken(config: Path, capsys: pytest.CaptureFixture[st
         port = str(taken.getsockname()[1])
         assert main(["serve", "--pipeline", str(config), "--device", "cpu", "--port", port]) == 2
     assert "cannot be listened on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--workers=0", "--host=no such host"])
+def test_options_are_looked_at_before_models_are_loaded(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--pipeline", "instance_segmentation", "--model-dir", str(tmp_path), option]) == 2
+    assert option[2:6] in capsys.readouterr().err.splitlines()[0]

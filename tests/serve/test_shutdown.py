@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,7 +18,7 @@ import pytest
 import requests
 import uvicorn
 from recognition_graphs import plain
-from service_process import Start, as_base64
+from service_process import WAIT, Start, as_base64
 
 from ovseg.serve import Settings
 from ovseg.serve.server import _listen, _longest, _protocol, _Server, _take_no_more
@@ -66,7 +68,7 @@ async def started(app: Any) -> tuple[_Server, socket.socket]:
         app, http=_protocol(Settings()), lifespan="off", log_config=None, timeout_graceful_shutdown=5
     )
     config.load()
-    server = _Server(config)
+    server = _Server(config, "")
     server.lifespan = config.lifespan_class(config)
     await server.startup([listening])
     return server, listening
@@ -183,6 +185,23 @@ def test_a_shutdown_waits_as_long_as_a_request_may_take() -> None:
     assert _longest(settings) == 330
 
 
+def test_who_comes_once_the_address_is_printed_is_answered(start: Start) -> None:
+    service = start(pipelines=("open_vocabulary_segmentation",))
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        service.process.send_signal(signal.SIGTERM)
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+    assert service.process.wait(WAIT) == 0
+
+
+def test_an_address_that_cannot_be_printed() -> None:
+    command = [sys.executable, "-m", "ovseg", "serve", "--pipeline", "open_vocabulary_segmentation", "--device", "cpu"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*command, "--port", "0"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=WAIT)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ovs: The output could not be written: No space left on device.\n")
+
+
 def test_requests_that_wait_are_finished(start: Start) -> None:
     service = start(pipelines=("open_vocabulary_segmentation",))
     body = {"image": IMAGE, "prompt": [[5, 5]] * 250, "prompt_type": "point", "visualize": False}
@@ -198,6 +217,34 @@ def test_requests_that_wait_are_finished(start: Start) -> None:
     for client in clients:
         client.join()
     assert statuses == [200] * 12
+
+
+def test_a_second_ctrl_c_ends_it_at_once(start: Start) -> None:
+    service = start(pipelines=("open_vocabulary_segmentation",))
+    body = {"image": IMAGE, "prompt": [[5, 5]] * 250, "prompt_type": "point", "visualize": False}
+    outcomes: Counter[str] = Counter()
+
+    def send() -> None:
+        try:
+            outcomes[str(service.post(PROMPT, **body).status_code)] += 1
+        except requests.ConnectionError:
+            outcomes["given up"] += 1
+
+    clients = [threading.Thread(target=send) for _ in range(24)]
+    for client in clients:
+        client.start()
+    while not outcomes:
+        time.sleep(0.02)
+    service.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    service.process.send_signal(signal.SIGINT)
+    second = time.monotonic()
+    assert service.process.wait(WAIT) == 130 and time.monotonic() - second < 1
+    for client in clients:
+        client.join()
+    assert outcomes.keys() == {"200", "given up"}, outcomes
+    said = [line for line in service.log if not line.startswith("{")]
+    assert said == ["ovs: interrupted\n"], said
 
 
 def test_kill_9_and_restart(start: Start, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,14 +75,12 @@ def serve(
 
     The address is printed once the service answers. The access log goes to standard error, a JSON object a line.
     """
-    from ..serve import Settings, create_app, run
+    from ..serve import Settings, check_address, create_app, run
 
     if (model is not None or model_dir is not None) and len(pipeline or []) != 1:
         raise ConfigError("--model and --model-dir are for one --pipeline.", "Name the models in YAML files.")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("ovseg.access").setLevel(logging.WARNING if quiet else logging.INFO)
-    options = {"device": device, "model": model, "model_dir": model_dir, "threads": threads}
-    pipelines, visualize = _pipelines(pipeline or [], use_hpip=use_hpip or None, **options)
     given: dict[str, Any] = {
         "token": token,
         "workers": workers,
@@ -94,12 +93,15 @@ def serve(
         "deadline": deadline,
     }
     settings = Settings(
-        visualize=visualize,
         allow_url=allow_url,
         index_dir=index_dir or _data_dir() / "indexes",
         literal_hosts=_is_loopback(host),
         **{name: value for name, value in given.items() if value is not None},
     )
+    check_address(host, port)  # before models are loaded, which may take long
+    options = {"device": device, "model": model, "model_dir": model_dir, "threads": threads}
+    pipelines, visualize = _pipelines(pipeline or [], use_hpip=use_hpip or None, **options)
+    settings = replace(settings, visualize=visualize)
     run(create_app(pipelines, settings), settings, host, port)
 
 

@@ -12,7 +12,7 @@ from ..errors import MissingExtra
 
 try:
     from .app import create_app
-    from .server import run
+    from .server import check_address, run
 except ModuleNotFoundError as error:  # FastAPI, uvicorn, prometheus_client or fastapi-offline
     if (error.name or "").startswith("ovseg"):
         raise
@@ -21,4 +21,4 @@ except ModuleNotFoundError as error:  # FastAPI, uvicorn, prometheus_client or f
     ) from error
 from .settings import Settings
 
-__all__ = ["Settings", "create_app", "run"]
+__all__ = ["Settings", "check_address", "create_app", "run"]

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import ctypes
 import math
+import os
 import signal
 import socket
 import struct
 import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import h11
@@ -40,11 +42,23 @@ _NO_MORE_CONNECTIONS = b"".join(
 )
 
 
-def run(app: App, settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C, and finish what is in progress then.
+def check_address(host: str, port: int) -> None:
+    """Find out early whether `run` could listen there.
 
     Raises:
-        ConfigError: the address cannot be bound.
+        ConfigError: it could not.
+    """
+    _listen(host, port).close()
+
+
+def run(app: App, settings: Settings, host: str, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C, and finish what is in progress then; a second Ctrl-C ends the process at once.
+
+    The address is printed once the service answers.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+        KeyboardInterrupt: it was Ctrl-C.
     """
     listening = _listen(host, port)
     config = uvicorn.Config(
@@ -62,15 +76,12 @@ def run(app: App, settings: Settings, host: str, port: int) -> None:
         timeout_graceful_shutdown=_longest(settings),
         backlog=512,
     )
-    # uvicorn raises the signal again once it has shut down: that is a success, not a crash.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     shown = f"[{host}]" if ":" in host else host
-    print(f"http://{shown}:{listening.getsockname()[1]}", flush=True)
-    try:
-        _Server(config).run(sockets=[listening])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        listening.close()
+    server = _Server(config, f"http://{shown}:{listening.getsockname()[1]}")
+    with listening:
+        server.run(sockets=[listening])
+    if server.interrupted:
+        raise KeyboardInterrupt
 
 
 def _longest(settings: Settings) -> int:
@@ -90,6 +101,35 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
+    """uvicorn's server, which says where it is once it answers, and what ended it.
+
+    Attributes:
+        interrupted: True once Ctrl-C was pressed.
+    """
+
+    def __init__(self, config: uvicorn.Config, url: str) -> None:
+        super().__init__(config)
+        self.interrupted = False
+        self._url = url
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end, or end there and then. uvicorn's would raise each signal again in the end."""
+        if self.should_exit and sig == signal.SIGINT:
+            # In order, this would take as long as the models do: a thread in one must not see the interpreter go.
+            with contextlib.suppress(OSError):
+                os.write(2, b"ovs: interrupted\n")
+            os._exit(130)
+        self.interrupted |= sig == signal.SIGINT
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        try:
+            print(self._url, flush=True)
+        except OSError:
+            await self.lifespan.shutdown()
+            raise
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take in whoever has connected already, then close."""
         loop = asyncio.get_running_loop()
