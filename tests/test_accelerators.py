@@ -125,10 +125,11 @@ def test_the_embedding_stays_on_the_device(cuda):
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_replays_with_new_inputs():
-    need("gpu")
+@pytest.mark.parametrize(("device", "option"), [("gpu", "enable_cuda_graph"), ("tensorrt", "trt_cuda_graph_enable")])
+def test_a_cuda_graph_replays_with_new_inputs(device, option):
+    need(device)
     path = bundled_dir("SAM-tiny") / "encoder.onnx"
-    reference, graph = Session(path, "gpu"), Session(path, "gpu", provider_options={"enable_cuda_graph": "1"})
+    reference, graph = Session(path, device), Session(path, device, provider_options={option: "1"})
     random = np.random.default_rng(0)
     for _ in range(4):  # the first runs record
         given = {"image": random.random(reference.inputs[0].shape, dtype=np.float32)}
@@ -136,7 +137,7 @@ def test_a_cuda_graph_replays_with_new_inputs():
         for name, array in graph.run(given).items():
             np.testing.assert_allclose(array, expected[name], atol=1e-3)
     with pytest.raises(ConfigError, match="no fixed shape"):
-        Session(bundled_dir("ShiTu-tiny-rec") / "model.onnx", "gpu", provider_options={"enable_cuda_graph": "1"})
+        Session(bundled_dir("ShiTu-tiny-rec") / "model.onnx", device, provider_options={option: "1"})
 
 
 @pytest.mark.gpu

@@ -25,7 +25,9 @@ PATH = "trt_engine_cache_path"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
+    """A cache of its own, on a machine that has TensorRT."""
     monkeypatch.setenv("OVSEG_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("ovseg.engines.tensorrt_version", lambda: "101400")
 
 
 def tensorrt(**options: str) -> Provider:
@@ -66,6 +68,11 @@ def test_the_model_folder_gives_the_ranges(tmp_path):
             kept_options(tensorrt(), model, SHAPES)
     described.write_text("- of another tool\n")
     assert kept_options(tensorrt(), model, SHAPES)["trt_profile_max_shapes"].startswith("image:16x3")
+
+
+def test_without_tensorrt_no_folder_is_made(monkeypatch):
+    monkeypatch.setattr("ovseg.engines.tensorrt_version", lambda: "none")
+    assert kept_options(tensorrt(), b"one", SHAPES) == {} and not engines_dir().exists()
 
 
 def test_engines_of_other_models_options_and_devices():

@@ -99,7 +99,7 @@ def test_load_failure_names_the_missing_library(tmp_path):
     [
         (CUDA, "libcublasLt.so.13", 'pip install "ovseg[gpu]"'),
         (CUDA, "libcuda.so.1", "NVIDIA driver"),
-        ("TensorrtExecutionProvider", "libnvinfer.so.10", "TensorRT"),
+        ("TensorrtExecutionProvider", "libnvinfer.so.10", 'pip install "tensorrt==10.*"'),
         ("CANNExecutionProvider", "", "Check that the device exists"),
     ],
 )

@@ -191,10 +191,10 @@ def test_results_of_the_cpu_stay_arrays(linear):
 
 def test_a_cuda_graph_wants_fixed_shapes():
     fixed = TensorInfo("x", np.dtype("float32"), (1, 4))
-    check_fixed("m", [fixed])
+    check_fixed("m", [fixed], "enable_cuda_graph")
     for shape in ((1, "n"), (None, 4), ()):
-        with pytest.raises(ConfigError, match="'y' of m has no fixed shape"):
-            check_fixed("m", [fixed, TensorInfo("y", np.dtype("float32"), shape)])
+        with pytest.raises(ConfigError, match="enable_cuda_graph is set, and 'y' of m has no fixed shape"):
+            check_fixed("m", [fixed, TensorInfo("y", np.dtype("float32"), shape)], "enable_cuda_graph")
 
 
 def test_waiting_threads_do_not_keep_the_cores(linear):

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as shortened
 from typing import Any
 
 from .errors import ConfigError, DeviceUnavailable
@@ -227,8 +228,8 @@ def unavailable(provider: str, reason: str, *, missing: str = "", reinstall: boo
     conflict = runtime_conflict() if reinstall else None
     if missing.startswith("libcuda.so"):
         fix = "Install the NVIDIA driver (a container needs the host's: docker run --gpus all)"
-    elif missing.startswith(("libnvinfer", "libnvonnxparser")):
-        fix = "Install NVIDIA TensorRT and put its libraries on LD_LIBRARY_PATH"
+    elif tensorrt := re.fullmatch(r"libnv(?:infer\w*|onnxparser)\.so\.([0-9]+).*", missing):
+        fix = f'Run: pip install "tensorrt=={tensorrt[1]}.*"'
     elif missing and requirement:
         fix = f"Run: pip install {requirement}"
     elif reinstall and is_elsewhere(provider):
@@ -262,31 +263,31 @@ def _parse(device: str | None) -> tuple[str, int, str | None]:
     if device is None:
         return "auto", 0, None
     if not isinstance(device, str):
-        raise ConfigError(f"The device is {device!r}, not a string.", f"{_FORMS}.")
+        raise ConfigError(f"The device is {shortened(device)}, not a string.", f"{_FORMS}.")
     kind, colon, rest = device.strip().lower().partition(":")
     if kind in _PADDLE_ONLY:
         raise DeviceUnavailable(
-            f"ONNX Runtime has no execution provider that ovseg supports for the device {device!r}.",
+            f"ONNX Runtime has no execution provider that ovseg supports for the device {shortened(device)}.",
             f"{_FORMS}.",
         )
     if kind != "auto" and kind not in _DEVICES:
-        raise ConfigError(f"The device {device!r} is not known.", f"{_FORMS}.")
+        raise ConfigError(f"The device {shortened(device)} is not known.", f"{_FORMS}.")
     if not colon:
         return kind, 0, None
     row = _DEVICES.get(kind)
     if row is not None and row.parts:
         name, _, number = rest.partition(".")
         if name.upper() not in row.parts or (rest != name and not re.fullmatch("[0-9]+", number)):
-            raise ConfigError(f"The device {device!r} is not known.", f"{_FORMS}.")
+            raise ConfigError(f"The device {shortened(device)} is not known.", f"{_FORMS}.")
         return kind, 0, rest.upper()
     if row is None or not row.indexed:
-        raise ConfigError(f"The device {device!r} has an index, which {kind} does not take.", f"{_FORMS}.")
+        raise ConfigError(f"The device {shortened(device)} has an index, which {kind} does not take.", f"{_FORMS}.")
     if not re.fullmatch(f"{_INDEX}(,{_INDEX})*", rest):
-        raise ConfigError(f"The device {device!r} is not known.", f"{_FORMS}.")
+        raise ConfigError(f"The device {shortened(device)} is not known.", f"{_FORMS}.")
     if "," in rest:
         first = f"{kind}:{rest.split(',')[0]}"
         raise ConfigError(
-            f"The device {device!r} is a list, and a session runs on one device.",
+            f"The device {shortened(device)} is a list, and a session runs on one device.",
             f"Use {first!r}, and one process for each further device.",
         )
     return kind, int(rest), None

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class Check:
     Attributes:
         topic: `versions`, `devices`, `cache` or `models`.
         name: what was looked at.
-        state: `ok`, `warning`, `failure` (installed and does not work) or `absent` (not installed).
+        state: `ok`, `warning`, `failure` (installed or asked for, and does not work) or `absent` (not installed).
         text: what was found.
         cure: what to do, "" where nothing needs to be done.
     """
@@ -118,7 +118,10 @@ def _devices() -> list[Check]:
     known = known_providers()
     for provider, (kind, requirement) in known.items():
         if provider in compiled:
-            checks.append(_tried(kind, provider, kind))
+            check = _tried(kind, provider, kind)
+            # Beside the CPU, what is compiled in and does not work is no fault where nobody asked for it.
+            mild = check.state == FAILURE and kind != "cpu"
+            checks.append(replace(check, state=WARNING) if mild else check)
         elif not is_elsewhere(provider):
             cure = f"To have it: {reinstall_command(requirement)}"
             checks.append(Check("devices", kind, ABSENT, f"{provider} is not in this ONNX Runtime", cure))
@@ -166,7 +169,7 @@ def _probe(device: str) -> dict[str, str]:
     except DeviceUnavailable as error:
         provider = wanted.providers[0].name
         missing = load_failure(provider)[1]
-        text = f"compiled in, not loadable: {missing} missing" if missing else error.cause
+        text = f"compiled in, not loadable: {missing} missing" if missing else error.cause.removeprefix(f"{provider} ")
         if provider not in import_onnxruntime().get_available_providers():
             text = "not in this ONNX Runtime"
         return {"state": FAILURE, "text": text, "cure": error.cure}

@@ -40,7 +40,7 @@ AXES: Mapping[str, tuple[int, int, int]] = {
 _PROFILES = ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes")
 # Providers that only want a folder, and tell themselves what in it is still good: the option that takes it.
 _FOLDER_OPTIONS = {"OpenVINOExecutionProvider": "cache_dir", "CoreMLExecutionProvider": "ModelCacheDirectory"}
-_LIBRARIES = ("libnvinfer.so.11", "libnvinfer.so.10", "nvinfer_11.dll", "nvinfer_10.dll")
+_LIBRARIES = tuple(form.format(major) for major in range(15, 9, -1) for form in ("libnvinfer.so.{}", "nvinfer_{}.dll"))
 _UNFIT = "takes-no-profiles"  # a file in the folder of engines
 _SPEAK_SECONDS = 10.0
 
@@ -60,7 +60,8 @@ def kept_options(provider: Provider, model: str | bytes, shapes: Shapes) -> dict
     # With options of the user's own and none of ours, nothing is written that was not asked for.
     if option is not None and provider.options:
         found[option] = str(make_folder(engines_dir() / option.lower()))
-    if provider.name == TENSORRT and provider.is_on("trt_engine_cache_enable"):
+    # Without the library there will be no engines.
+    if provider.name == TENSORRT and provider.is_on("trt_engine_cache_enable") and tensorrt_version() != "none":
         found = profiles(shapes, _ranges(model))
         folder = _tensorrt_folder(provider.options | found, model)
         if (folder / _UNFIT).exists():

@@ -51,6 +51,8 @@ _LARGE = 1_000_000_000  # bytes of a model whose activations are gigabytes too
 _DML = "DmlExecutionProvider"
 # Where a provider keeps tensors, as ONNX Runtime names it; the others keep them in the memory of the CPU.
 _MEMORIES = {CUDA: "cuda", TENSORRT: "cuda", "CANNExecutionProvider": "cann", _DML: "dml"}
+# Options that let a provider record a run as a CUDA graph, which reads and writes where the recorded run did.
+_GRAPH_OPTIONS = {CUDA: "enable_cuda_graph", TENSORRT: "trt_cuda_graph_enable"}
 # Threads of a session that wait for work spin this long before they sleep. ONNX Runtime's own default is far longer:
 # where another session, thread or process wants the core, it is lost to both.
 _SPIN_MICROSECONDS = 20
@@ -160,12 +162,13 @@ class Session:
         self._expected = {info.name: info for info in self.inputs}
         self._known = [info.name for info in self.outputs]
         self._memory = (_MEMORIES.get(self.providers[0], "cpu"), self.device.index)
-        graph = self.device.providers[0].is_on("enable_cuda_graph")
-        if graph:
-            check_fixed(self._label, (*self.inputs, *self.outputs))
-        self._replay = _Replay(self._session, self.outputs, self._memory) if graph else None
+        main = self.device.providers[0]
+        graph = _GRAPH_OPTIONS.get(main.name, "")
+        if replays := main.is_on(graph):
+            check_fixed(self._label, (*self.inputs, *self.outputs), graph)
+        self._replay = _Replay(self._session, self.outputs, self._memory) if replays else None
         # DirectML is documented as not safe to run from several threads at once.
-        alone = graph or _DML in self.providers
+        alone = replays or _DML in self.providers
         self._turns = _turns(1 if alone else 2 * usable_cpus() if self.providers == (CPU,) else 0)
 
     def run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -375,7 +378,7 @@ def _turns(at_once: int) -> Iterator[contextlib.AbstractContextManager[Any]]:
     return itertools.cycle([threading.Lock() for _ in range(at_once)] or [contextlib.nullcontext()])
 
 
-def check_fixed(label: str, tensors: Sequence[TensorInfo]) -> None:
+def check_fixed(label: str, tensors: Sequence[TensorInfo], option: str) -> None:
     """Refuse a CUDA graph of a model whose inputs and outputs are not all of one shape.
 
     Raises:
@@ -384,7 +387,7 @@ def check_fixed(label: str, tensors: Sequence[TensorInfo]) -> None:
     for info in tensors:
         if not info.shape or any(not isinstance(size, int) for size in info.shape):
             raise ConfigError(
-                f"enable_cuda_graph is set, and {info.name!r} of {label} has no fixed shape.", "Leave the option out."
+                f"{option} is set, and {info.name!r} of {label} has no fixed shape.", "Leave the option out."
             )
 
 
@@ -559,7 +562,9 @@ def _not_used(session: Any, device: Device) -> DeviceUnavailable | None:
 
 def _not_loaded(provider: Provider, otherwise: str) -> DeviceUnavailable:
     reason, missing = load_failure(provider.name)
-    return unavailable(provider.name, reason or otherwise, missing=missing)
+    # A library of ONNX Runtime's that lacks nothing and does not load is cut off, or of another version.
+    broken = bool(reason) and not missing
+    return unavailable(provider.name, reason or otherwise, missing=missing, reinstall=broken)
 
 
 def _say_once(level: int, message: str) -> None:
