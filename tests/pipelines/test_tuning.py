@@ -108,6 +108,8 @@ def test_a_damaged_answer_is_measured_again(folder, caplog):
     [
         {"setting": {"device": "abacus"}},
         {"setting": {"device": "cpu", "threads": "two"}},
+        {"setting": {"device": "cpu", "threads": 0}},
+        {"ratio": "fast"},
         {"setting": {"device": "cpu", "provider_options": []}},
         {"setting": {"device": "cpu", "precision": "fp17"}},
         {"trials": [{"setting": {"device": "cpu"}, "seconds": "fast"}]},

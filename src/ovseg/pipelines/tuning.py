@@ -129,10 +129,11 @@ def remembered(folder: ModelFolder, device: Device, config: HpiConfig) -> Tuned 
     try:
         data = json.loads(path.read_text("utf-8"))
         trials = tuple(Trial(**{**trial, "setting": _setting(trial["setting"])}) for trial in data["trials"])
-        for number in (number for trial in trials for number in (trial.seconds, trial.ratio, trial.agreement)):
-            if number is not None and not isinstance(number, float):
+        numbers = [number for trial in trials for number in (trial.seconds, trial.ratio, trial.agreement)]
+        for number in (data["ratio"], *(number for number in numbers if number is not None)):
+            if not isinstance(number, float):
                 raise TypeError(f"{number!r} is no number")
-        return Tuned(data["model"], _setting(data["setting"]), data["ratio"], trials, data["facts"])
+        return Tuned(folder.name, _setting(data["setting"]), data["ratio"], trials, data["facts"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, OvsError) as error:
@@ -144,7 +145,8 @@ def _setting(data: Mapping[str, Any]) -> Setting:
     """Return a setting that was kept, if all of it has a meaning."""
     setting = Setting(**data)
     resolve_device(setting.device, provider_options=setting.provider_options)
-    if type(setting.threads) not in (int, type(None)) or setting.precision not in PRECISIONS:
+    whole = type(setting.threads) is int and setting.threads >= 1
+    if not (setting.threads is None or whole) or setting.precision not in PRECISIONS:
         raise ValueError(f"{setting.threads!r} threads and the precision {setting.precision!r} have no meaning")
     return setting
 
