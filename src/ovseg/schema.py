@@ -120,10 +120,10 @@ class _Loader(_BaseLoader):  # type: ignore[misc]
         return mapping
 
 
-def read_yaml(path: Path, error: type[OvsError]) -> Any:
+def read_yaml(path: Path, error: type[OvsError], loader: Any = _Loader) -> Any:
     """Return the content of a YAML file; raise `error`, naming file and line, if it cannot be read."""
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"), loader)
     except OSError as failure:
         raise error(f"{path} cannot be read: {failure.strerror or failure}.", "Check the path.") from failure
     except (yaml.YAMLError, ValueError) as failure:

@@ -20,6 +20,7 @@ import pytest
 
 from ovseg import ConfigError, Gallery, GalleryError, SaveError, load_index
 from ovseg.errors import MissingExtra
+from ovseg.index import storage
 from ovseg.index.gallery import load_folder, salvage_index
 from ovseg.index.paddlex import export_paddlex, import_paddlex
 from ovseg.index.storage import is_gallery
@@ -439,7 +440,7 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch) -> None:
     gallery.remove([1])
     gallery.add(np.ones((1, 8)), ["new"])
     real = os.fsync
-    for fails_at in range(1, 4):
+    for fails_at in range(1, 5):
         calls = 0
 
         def fsync(handle: int, fails_at: int = fails_at) -> None:
@@ -456,3 +457,35 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch) -> None:
         assert len(load_index(tmp_path / "g", verify=True)) == 3000
     gallery.save()
     assert same(gallery, load_index(tmp_path / "g", verify=True))
+
+
+def test_what_fails_once_the_change_counts_is_a_warning(tmp_path, monkeypatch, caplog) -> None:
+    gallery = make(tmp_path / "g")
+    flush, calls = storage._flush_folder, 0
+
+    def fails_the_second_time(folder: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(5, "Input/output error")
+        flush(folder)
+
+    def fails(path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        raise OSError(5, "Input/output error")
+
+    gallery.add(np.ones((1, 8)), ["new"])
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_flush_folder", fails_the_second_time)
+        gallery.save()
+    assert calls == 2 and "is saved, and a power cut might undo that: Input/output error." in caplog.text
+    assert same(gallery, load_index(tmp_path / "g", verify=True))
+    gallery.add(np.ones((1, 8)), ["newer"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fails)
+        gallery.compact()
+    assert calls == 3 and same(gallery, load_index(tmp_path / "g", verify=True))
+    assert len(list((tmp_path / "g").glob("vectors-*"))) == 2
+    gallery.compact()
+    assert len(list((tmp_path / "g").glob("vectors-*"))) == 1

@@ -534,9 +534,9 @@ def test_our_yaml_is_read(tmp_path: Path, sam_folders: dict[str, Path], pixels: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "is not YAML"),
-        ("a: 2026-99-99", "is not YAML"),
-        ("a: !!bool maybe", "is not YAML"),
+        ("a: [", "is not valid YAML"),
+        ("a: 2026-99-99", "is not valid YAML"),
+        ("a: !!bool maybe", "is not valid YAML"),
         ("a: " + 2000 * "[" + 2000 * "]", "nested too deeply"),
         ("- 1", "does not hold a mapping"),
         ("pipeline_name: OCR", "'OCR', which is not known"),
@@ -562,9 +562,9 @@ def test_bad_arguments_of_create_pipeline(make: Make) -> None:
     for arguments, message in (
         ({}, "No pipeline was named"),
         ({"pipeline": "OCR"}, "no pipeline 'OCR'"),
-        ({"pipeline": "no/such.yaml"}, "could not be read"),
+        ({"pipeline": "no/such.yaml"}, "cannot be read"),
         ({"pipeline": "a" * 300}, "no pipeline 'aaa"),
-        ({"pipeline": "a" * 300 + ".yaml"}, "could not be read"),
+        ({"pipeline": "a" * 300 + ".yaml"}, "cannot be read"),
         ({"pipeline": "a\0.yaml"}, "null byte"),
         ({"pipeline": "a", "pipeline_name": "b"}, "Two pipelines"),
         ({"config": 3}, "type int"),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import uuid
@@ -29,6 +30,8 @@ import numpy as np
 
 from ..errors import ConfigError, GalleryError, SaveError
 from .engine import Settings
+
+logger = logging.getLogger("ovseg")
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -473,8 +476,12 @@ def _commit(folder: Path, manifest: Manifest, write_graph: tuple[str, WriteGraph
     # The names of the other files must be on the disk before the manifest that tells of them.
     _flush_folder(folder)
     beside.replace(folder / MANIFEST)
-    _flush_folder(folder)
-    _sweep(folder, manifest)
+    try:
+        _flush_folder(folder)
+    except OSError as error:  # the change counts by now
+        logger.warning("%s is saved, and a power cut might undo that: %s.", folder, error.strerror or error)
+    with contextlib.suppress(OSError):  # what is left, a later change takes away
+        _sweep(folder, manifest)
     return manifest
 
 
@@ -483,7 +490,7 @@ def _sweep(folder: Path, manifest: Manifest) -> None:
     keep = {manifest.vectors_name, manifest.log_name, manifest.graph.name if manifest.graph else ""}
     for path in folder.iterdir():
         if _PARTS.fullmatch(path.name) and path.name not in keep:
-            # Windows keeps a file that a reader has open: a later change takes it away.
+            # Windows keeps a file that a reader has open.
             with contextlib.suppress(PermissionError, FileNotFoundError):
                 path.unlink()
 

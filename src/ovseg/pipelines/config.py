@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError, ModelError
-from ..schema import parse_yaml
+from ..schema import read_yaml
 from ..zoo import ModelFolder, find_model
 
 # Keys of PaddleX that choose among Paddle's engines or say what we know already.
@@ -37,13 +37,7 @@ def load_config(source: Any) -> tuple[dict[str, Any], str]:
             "Give a dict or the path of a YAML file.",
         )
     path = Path(source)
-    try:
-        loaded = parse_yaml(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except OSError as error:
-        raise ConfigError(f"{path} could not be read: {error.strerror}.", "Check the path.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        first_line = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not YAML: {first_line}.", "Correct the file.") from error
+    loaded = read_yaml(path, ConfigError, yaml.SafeLoader)
     if not isinstance(loaded, dict):
         raise ConfigError(
             f"{path} does not hold a mapping of keys to values.", "`ovs config` writes one to start from."
