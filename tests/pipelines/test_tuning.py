@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from types import SimpleNamespace
@@ -113,12 +114,26 @@ def test_a_damaged_answer_is_measured_again(folder, caplog):
         {"setting": {"device": "cpu", "provider_options": []}},
         {"setting": {"device": "cpu", "precision": "fp17"}},
         {"trials": [{"setting": {"device": "cpu"}, "seconds": "fast"}]},
+        {"trials": [{"setting": {"device": "cpu"}, "verdict": 5}]},
+        {"trials": []},
+        {"setting": {"device": "cpu", "threads": 100_000}},
+        {"setting": {"device": "gpu"}},
+        {"ratio": math.nan},
+        {"ratio": -1.0},
     ],
 )
 def test_an_answer_without_meaning_is_measured_again(folder, caplog, wrong):
     tune(folder, CPU)
     (path,) = tuned_dir().glob("*.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    assert remembered(folder, CPU, HpiConfig()) is None
+    assert "is tuned again" in caplog.text
+
+
+def test_an_answer_that_is_nested_without_end_is_measured_again(folder, caplog):
+    tune(folder, CPU)
+    (path,) = tuned_dir().glob("*.json")
+    path.write_text("[" * 200_000)
     assert remembered(folder, CPU, HpiConfig()) is None
     assert "is tuned again" in caplog.text
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import platform
 import statistics
 import time
@@ -133,10 +134,18 @@ def remembered(folder: ModelFolder, device: Device, config: HpiConfig) -> Tuned 
         for number in (data["ratio"], *(number for number in numbers if number is not None)):
             if not isinstance(number, float):
                 raise TypeError(f"{number!r} is no number")
-        return Tuned(folder.name, _setting(data["setting"]), data["ratio"], trials, data["facts"])
+        if not 0 < data["ratio"] < math.inf:
+            raise ValueError(f"the ratio {data['ratio']} has no meaning")
+        for trial in trials:
+            if not isinstance(trial.verdict, str):
+                raise TypeError(f"the verdict {trial.verdict!r} is no text")
+        setting = _setting(data["setting"])
+        if setting not in [trial.setting for trial in trials]:
+            raise ValueError("its setting is none of those that were tried")
+        return Tuned(folder.name, setting, data["ratio"], trials, data["facts"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, OvsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OvsError) as error:
         logger.warning("%s cannot be read (%s): the model is tuned again.", path, error)
         return None
 
