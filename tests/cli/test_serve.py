@@ -126,9 +126,11 @@ def test_an_address_that_is_taken(config: Path, capsys: pytest.CaptureFixture[st
     assert "cannot be listened on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--workers=0", "--host=no such host"])
+@pytest.mark.parametrize("option", ["--workers=0", "--workers=100000", "--host=no such host", "--index-dir=FILE"])
 def test_options_are_looked_at_before_models_are_loaded(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    option = option.replace("FILE", __file__)
     assert main(["serve", "--pipeline", "instance_segmentation", "--model-dir", str(tmp_path), option]) == 2
-    assert option[2:6] in capsys.readouterr().err.splitlines()[0]
+    named = option[2:6] if "index" not in option else __file__
+    assert named in capsys.readouterr().err.splitlines()[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ovseg.errors import ConfigError
 from ovseg.serve.batching import Busy, Queue, _Waiting
 
 
@@ -195,3 +196,20 @@ def test_a_job_that_is_given_up_as_its_time_ends() -> None:
 
     asyncio.run(both())
     queue.close()
+
+
+def test_workers_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, start = threading.active_count(), threading.Thread.start
+
+    def short(thread: threading.Thread) -> None:
+        if threading.active_count() >= before + 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", short)
+    with pytest.raises(ConfigError, match=r"5 workers cannot be started: can't start new thread\. Give fewer"):
+        Queue(Worker(), workers=5)
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before  # those that were started have ended

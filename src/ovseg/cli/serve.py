@@ -75,7 +75,7 @@ def serve(
 
     The address is printed once the service answers. The access log goes to standard error, a JSON object a line.
     """
-    from ..serve import Settings, check_address, create_app, run
+    from ..serve import Settings, check_address, check_folder, create_app, run
 
     if (model is not None or model_dir is not None) and len(pipeline or []) != 1:
         raise ConfigError("--model and --model-dir are for one --pipeline.", "Name the models in YAML files.")
@@ -98,7 +98,10 @@ def serve(
         literal_hosts=_is_loopback(host),
         **{name: value for name, value in given.items() if value is not None},
     )
-    check_address(host, port)  # before models are loaded, which may take long
+    # Before models are loaded, which may take long.
+    check_address(host, port)
+    if index_dir is not None:
+        check_folder(index_dir)
     options = {"device": device, "model": model, "model_dir": model_dir, "threads": threads}
     pipelines, visualize = _pipelines(pipeline or [], use_hpip=use_hpip or None, **options)
     settings = replace(settings, visualize=visualize)

@@ -12,6 +12,7 @@ from ..errors import MissingExtra
 
 try:
     from .app import create_app
+    from .indexes import check_folder
     from .server import check_address, run
 except ModuleNotFoundError as error:  # FastAPI, uvicorn, prometheus_client or fastapi-offline
     if (error.name or "").startswith("ovseg"):
@@ -21,4 +22,4 @@ except ModuleNotFoundError as error:  # FastAPI, uvicorn, prometheus_client or f
     ) from error
 from .settings import Settings
 
-__all__ = ["Settings", "check_address", "create_app", "run"]
+__all__ = ["Settings", "check_address", "check_folder", "create_app", "run"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from ..errors import OvsError
+from ..errors import ConfigError, OvsError
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -54,6 +54,9 @@ class Queue(Generic[JobT, ResultT]):
         max_batch: jobs of a batch.
         window: seconds that the oldest job waits for others.
         on_batch: is told the number of jobs of each batch, in the worker's thread.
+
+    Raises:
+        ConfigError: so many threads cannot be started.
     """
 
     def __init__(
@@ -74,9 +77,15 @@ class Queue(Generic[JobT, ResultT]):
         self._changed = threading.Condition()
         self._closed = False
         self._seconds_per_job = 0.1
-        self._threads = [threading.Thread(target=self._work, daemon=True, name="ovs-worker") for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []  # those that run
+        try:
+            for _ in range(workers):
+                thread = threading.Thread(target=self._work, daemon=True, name="ovs-worker")
+                thread.start()
+                self._threads.append(thread)
+        except RuntimeError as error:  # out of memory or of what a user may have
+            self.close()
+            raise ConfigError(f"{workers} workers cannot be started: {error}.", "Give fewer --workers.") from error
 
     def __len__(self) -> int:
         """Jobs that wait."""

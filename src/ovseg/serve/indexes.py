@@ -130,6 +130,16 @@ class OpenIndex:
         return IndexFailed(f"The index {self.key} cannot be read or written.", "The log of the service tells why.")
 
 
+def check_folder(folder: Path) -> None:
+    """Find out early whether a folder may hold indexes; it need not exist.
+
+    Raises:
+        ConfigError: there is something else in the folder's place.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder.", "Choose another --index-dir.")
+
+
 class IndexStore:
     """Indexes by key, in a folder. Threads and processes may share it.
 
@@ -142,8 +152,7 @@ class IndexStore:
     """
 
     def __init__(self, folder: Path, max_open: int = 64) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder} is no folder.", "Choose another --index-dir.")
+        check_folder(folder)
         self._folder, self._max_open = folder, max_open
         self._open: OrderedDict[str, OpenIndex] = OrderedDict()
         self._lock = threading.Lock()

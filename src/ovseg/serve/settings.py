@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ..errors import ConfigError
 
+MOST_WORKERS = 1024  # a thread each for every pipeline: a hundred thousand take minutes to start
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -29,7 +31,7 @@ class Settings:
         max_pairs: images of a request that builds or extends an index.
         max_open_indexes: indexes that are kept in memory.
         queue: requests of a pipeline that may wait; more are answered with 503.
-        workers: requests, or batches of them, that a pipeline works on at a time.
+        workers: requests, or batches of them, that a pipeline works on at a time, 1 to 1024.
         max_batch: requests that go through a model together; None is 1 on a CPU, where a batch takes as long as its
             images one by one and much more memory, and 8 elsewhere.
         batch_window: seconds that a request waits for others to join it.
@@ -71,6 +73,8 @@ class Settings:
         for name in _AT_LEAST_ONE:
             if (getattr(self, name) or 0) < 1 and not (name == "max_batch" and self.max_batch is None):
                 raise ConfigError(f"{name} is {getattr(self, name)}.", "Give a number of at least 1.")
+        if self.workers > MOST_WORKERS:
+            raise ConfigError(f"workers is {self.workers}.", f"Give 1 to {MOST_WORKERS}.")
         for name in _POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", "Give seconds, above 0.")
