@@ -94,6 +94,45 @@ def test_load_failure_names_the_missing_library(tmp_path):
     assert runtime.load_failure("TensorrtExecutionProvider", tmp_path) == ("", "")
 
 
+@LINUX
+def test_the_library_that_is_at_fault_is_told(tmp_path):
+    import onnxruntime
+
+    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_shared.so"
+    cuda, other = tmp_path / "libonnxruntime_providers_cuda.so", tmp_path / "other" / "libq.so.6"
+    assert runtime.faulty_library(CUDA, tmp_path) == ""
+    cuda.write_bytes(b"not a library at all")
+    assert runtime.faulty_library(CUDA, tmp_path) == str(cuda)
+    cuda.write_bytes(library.read_bytes().replace(b"libc.so.6\0", b"libq.so.6\0"))
+    assert runtime.faulty_library(CUDA, tmp_path) == ""  # it is missing
+    other.parent.mkdir()
+    other.write_bytes(b"not a library at all")
+    code = "from pathlib import Path\nfrom ovseg.runtime import faulty_library\n"
+    code += f"print(faulty_library({CUDA!r}, Path({str(tmp_path)!r})))"
+    environment = os.environ | {"LD_LIBRARY_PATH": str(other.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == str(other)
+
+
+def test_cure_fits_what_is_at_fault():
+    error = unavailable(CUDA, "why", faulty="/usr/lib/libcublasLt.so.13")
+    assert "package of /usr/lib/libcublasLt.so.13 again" in error.cure
+    assert "pip" not in error.cure  # ONNX Runtime is sound
+    error = unavailable(CUDA, "cannot be loaded (a.so: failed to map segment from shared object)", reinstall=True)
+    assert "ulimit -v" in error.cure and "pip" not in error.cure
+
+
+def test_the_same_runtime_is_installed_again(tmp_path):
+    (tmp_path / "onnxruntime").mkdir()
+    module = tmp_path / "onnxruntime" / "__init__.py"
+    module.write_text("raise ImportError('DLL load failed')")
+    hide = "from ovseg import runtime; runtime.installed_runtimes = lambda: ('onnxruntime-gpu',)\n"
+    assert 'pip install "ovseg[gpu]"' in run_python(hide + PRINT_ERROR, tmp_path).stdout
+    module.write_text("raise ImportError('x.so: failed to map segment from shared object')")
+    message = run_python(hide + PRINT_ERROR, tmp_path).stdout
+    assert "ulimit -v" in message and "pip" not in message
+
+
 @pytest.mark.parametrize(
     ("provider", "missing", "cure"),
     [

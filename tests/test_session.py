@@ -15,10 +15,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ovseg.device import CPU, CUDA, resolve_device
+from ovseg.device import CPU, CUDA, Provider, resolve_device
 from ovseg.errors import ConfigError, DeviceUnavailable, ModelError
 from ovseg.runtime import usable_cpus
-from ovseg.session import RunError, Session, TensorInfo, _turns, check_fixed
+from ovseg.session import RunError, Session, TensorInfo, _not_loaded, _turns, check_fixed
 
 HAS_CUDA = CUDA in onnxruntime.get_available_providers()
 CPU_BUILD = pytest.mark.skipif(HAS_CUDA, reason="holds for the CPU build of ONNX Runtime")
@@ -549,6 +549,14 @@ def test_a_model_in_a_folder_that_may_not_be_listed(filler, tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     assert Session(tmp_path / "filler.onnx", "cpu").outputs
+
+
+def test_a_provider_whose_library_was_taken_away(tmp_path, monkeypatch):
+    monkeypatch.setattr("ovseg.runtime.provider_folder", lambda: tmp_path)
+    monkeypatch.setattr("ovseg.session.provider_folder", lambda: tmp_path)
+    error = _not_loaded(Provider("CUDAExecutionProvider"), "ONNX Runtime could not start it")
+    assert f"its library is not in {tmp_path}" in error.cause
+    assert 'pip install "ovseg[gpu]"' in error.cure
 
 
 def test_a_name_that_is_too_long():

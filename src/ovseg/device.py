@@ -13,7 +13,7 @@ from reprlib import repr as shortened
 from typing import Any
 
 from .errors import ConfigError, DeviceUnavailable
-from .runtime import cuda_devices, import_onnxruntime, reinstall_command, runtime_conflict
+from .runtime import UNMAPPED, UNMAPPED_CURE, cuda_devices, import_onnxruntime, reinstall_command, runtime_conflict
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -215,18 +215,25 @@ def is_elsewhere(provider: str) -> bool:
     return system not in ("", sys.platform)
 
 
-def unavailable(provider: str, reason: str, *, missing: str = "", reinstall: bool = False) -> DeviceUnavailable:
+def unavailable(
+    provider: str, reason: str, *, missing: str = "", faulty: str = "", reinstall: bool = False
+) -> DeviceUnavailable:
     """Build the error for a provider that was asked for and cannot be used.
 
     Args:
         provider: name of the execution provider.
         reason: why not, a clause without a full stop.
         missing: the shared library that the provider needs and that is not found, if that is the reason.
+        faulty: path of a library of another package that is found and does not load, if that is the reason.
         reinstall: True if another installation of ONNX Runtime is the cure.
     """
     requirement = _BY_PROVIDER[provider][1].requirement if provider in _BY_PROVIDER else None
     conflict = runtime_conflict() if reinstall else None
-    if missing.startswith("libcuda.so"):
+    if UNMAPPED in reason:
+        fix = UNMAPPED_CURE
+    elif faulty:
+        fix = f"Install the package of {faulty} again, in a version that fits, or take it off LD_LIBRARY_PATH"
+    elif missing.startswith("libcuda.so"):
         fix = "Install the NVIDIA driver (a container needs the host's: docker run --gpus all)"
     elif tensorrt := re.fullmatch(r"libnv(?:infer\w*|onnxparser)\.so\.([0-9]+).*", missing):
         fix = f'Run: pip install "tensorrt=={tensorrt[1]}.*"'

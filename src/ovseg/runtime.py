@@ -30,6 +30,10 @@ _RUNTIMES = (
     "onnxruntime-directml",
 )
 
+# What the loader says of a sound library for which there is no address space, or that lies where nothing may run.
+UNMAPPED = "failed to map segment"
+UNMAPPED_CURE = "Raise the limit of memory (ulimit -v, that of a container), and mount its folder without noexec"
+
 
 def import_onnxruntime() -> Any:
     """Import and return the module `onnxruntime`.
@@ -43,13 +47,11 @@ def import_onnxruntime() -> Any:
     except ImportError as error:
         if not installed_runtimes():
             raise MissingExtra("ONNX Runtime is not installed.", cure) from error
-        raise MissingExtra(
-            f"ONNX Runtime is installed and cannot be imported: {error}.",
-            f"Run: {reinstall_command(CPU_REQUIREMENT)}.",
-        ) from error
+        fix = UNMAPPED_CURE if UNMAPPED in str(error) else f"Run: {reinstall_command(_same_requirement())}"
+        raise MissingExtra(f"ONNX Runtime is installed and cannot be imported: {error}.", f"{fix}.") from error
     if not hasattr(onnxruntime, "InferenceSession"):  # the empty folder left when one of two runtimes goes
         raise MissingExtra(
-            "ONNX Runtime is installed without its files.", f"Run: {reinstall_command(CPU_REQUIREMENT)}."
+            "ONNX Runtime is installed without its files.", f"Run: {reinstall_command(_same_requirement())}."
         )
     return onnxruntime
 
@@ -66,6 +68,14 @@ def installed_runtimes() -> tuple[str, ...]:
             continue
         found.append(name)
     return tuple(found)
+
+
+def _same_requirement() -> str:
+    """What to give to pip for the ONNX Runtime that is installed, or for the CPU's if there are several."""
+    found = installed_runtimes()
+    only = found[0] if len(found) == 1 else ""
+    extras = {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "onnxruntime-cann": "cann"}
+    return f'"ovseg[{extras[only]}]"' if only in extras else only or CPU_REQUIREMENT
 
 
 def runtime_conflict() -> str | None:
@@ -109,17 +119,61 @@ def load_failure(provider: str, folder: Path | None = None) -> tuple[str, str]:
         The reason as a clause, "" if the library does load or there is none; and the name of the library
         that is missing, "" if that is not the reason.
     """
-    folder = folder or Path(import_onnxruntime().__file__).parent / "capi"
-    short = provider.removesuffix("ExecutionProvider").lower()
-    for library in sorted(folder.glob(f"*onnxruntime_providers_{short}.*")):
+    found = _load_error(provider, folder)
+    if found is None:
+        return "", ""
+    library, text = found
+    missing = re.match(r"(\S+): cannot open shared object file", text)
+    if missing:
+        return f"its library {library.name} needs {missing[1]}, which is not found", missing[1]
+    return f"its library {library.name} cannot be loaded ({text})", ""
+
+
+def faulty_library(provider: str, folder: Path | None = None) -> str:
+    """Path of the library for whose fault the shared library of a provider does not load.
+
+    Call it as `load_failure`.
+
+    Args:
+        provider: name of the execution provider.
+        folder: where the library is; None for ONNX Runtime's own.
+
+    Returns:
+        The provider's own library, or one that it needs and that is there; "" if it does load, there is none, or
+        what it needs is not there.
+    """
+    found = _load_error(provider, folder)
+    if found is None or "cannot open shared object file" in found[1]:
+        return ""
+    library, text = found
+    path, colon, _ = text.partition(": ")
+    return path if colon and Path(path).is_absolute() else str(library)
+
+
+def _load_error(provider: str, folder: Path | None) -> tuple[Path, str] | None:
+    """Return the shared library of a provider that does not load, and what the loader says of it."""
+    for library in libraries(provider, folder):
         try:
             ctypes.CDLL(str(library))
         except OSError as error:
-            missing = re.match(r"(\S+): cannot open shared object file", str(error))
-            if missing:
-                return f"its library {library.name} needs {missing[1]}, which is not found", missing[1]
-            return f"its library {library.name} cannot be loaded ({one_line(error)})", ""
-    return "", ""
+            return library, one_line(error)
+    return None
+
+
+def libraries(provider: str, folder: Path | None = None) -> list[Path]:
+    """The shared libraries of a provider; none, if it is part of ONNX Runtime's own or was taken away.
+
+    Args:
+        provider: name of the execution provider.
+        folder: where they are; None for ONNX Runtime's own.
+    """
+    short = provider.removesuffix("ExecutionProvider").lower()
+    return sorted((folder or provider_folder()).glob(f"*onnxruntime_providers_{short}.*"))
+
+
+def provider_folder() -> Path:
+    """The folder where ONNX Runtime looks for the shared libraries of its providers."""
+    return Path(import_onnxruntime().__file__).parent / "capi"
 
 
 @cache

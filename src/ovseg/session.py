@@ -31,7 +31,17 @@ from .device import (
 )
 from .engines import give_up_engines, give_up_profiles, has_engines, kept_options, telling_of_build
 from .errors import ConfigError, DeviceUnavailable, ModelError, OvsError
-from .runtime import debugging, import_onnxruntime, load_failure, one_line, preload_libraries, usable_cpus
+from .runtime import (
+    debugging,
+    faulty_library,
+    import_onnxruntime,
+    libraries,
+    load_failure,
+    one_line,
+    preload_libraries,
+    provider_folder,
+    usable_cpus,
+)
 
 logger = logging.getLogger("ovseg")
 
@@ -562,9 +572,19 @@ def _not_used(session: Any, device: Device) -> DeviceUnavailable | None:
 
 def _not_loaded(provider: Provider, otherwise: str) -> DeviceUnavailable:
     reason, missing = load_failure(provider.name)
+    if provider.name in (CUDA, TENSORRT) and not libraries(provider.name):
+        reason = f"its library is not in {provider_folder()}"
+        return unavailable(provider.name, reason, reinstall=True)
+    faulty = faulty_library(provider.name)
     # A library of ONNX Runtime's that lacks nothing and does not load is cut off, or of another version.
-    broken = bool(reason) and not missing
-    return unavailable(provider.name, reason or otherwise, missing=missing, reinstall=broken)
+    own = Path(faulty).parent == provider_folder()
+    return unavailable(
+        provider.name,
+        reason or otherwise,
+        missing=missing,
+        faulty="" if own else faulty,
+        reinstall=bool(faulty) and own,
+    )
 
 
 def _say_once(level: int, message: str) -> None:
