@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -112,6 +113,12 @@ def test_the_library_that_is_at_fault_is_told(tmp_path):
     environment = os.environ | {"LD_LIBRARY_PATH": str(other.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == str(other)
+
+
+@LINUX
+def test_a_driver_that_is_none(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: ctypes.PyDLL(None))
+    assert runtime.cuda_devices.__wrapped__() is None
 
 
 def test_cure_fits_what_is_at_fault():

@@ -183,6 +183,8 @@ def cuda_devices() -> tuple[str, ...] | None:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
         return None
+    if not hasattr(driver, "cuInit"):  # something else of that name
+        return None
     count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return ()
