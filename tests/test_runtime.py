@@ -78,38 +78,42 @@ def test_one_runtime_is_no_conflict():
     assert runtime.runtime_conflict() is None
 
 
-@LINUX
-def test_load_failure_names_the_missing_library(tmp_path):
+def of_onnxruntime(name: str) -> bytes:
     import onnxruntime
 
-    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_shared.so"
-    broken = library.read_bytes().replace(b"libc.so.6\0", b"libq.so.6\0")
-    (tmp_path / "libonnxruntime_providers_cuda.so").write_bytes(broken)
-    reason, missing = runtime.load_failure(CUDA, tmp_path)
-    assert missing == "libq.so.6"
-    assert "libonnxruntime_providers_cuda.so needs libq.so.6" in reason
-    (tmp_path / "libonnxruntime_providers_cuda.so").write_bytes(b"not a library at all")
-    reason, missing = runtime.load_failure(CUDA, tmp_path)
-    assert missing == ""
-    assert "cannot be loaded" in reason
-    assert runtime.load_failure("TensorrtExecutionProvider", tmp_path) == ("", "")
+    return (Path(onnxruntime.__file__).parent / "capi" / name).read_bytes()
+
+
+@LINUX
+def test_load_failure_names_the_missing_library(tmp_path):
+    library = tmp_path / "libonnxruntime_providers_cuda.so"
+    sound = of_onnxruntime("libonnxruntime_providers_shared.so")
+    assert runtime.load_failure(CUDA, tmp_path) is None
+    (tmp_path / "sound").mkdir()
+    (tmp_path / "sound" / library.name).write_bytes(sound)
+    assert runtime.load_failure(CUDA, tmp_path / "sound") is None
+    library.write_bytes(sound.replace(b"libc.so.6\0", b"libq.so.6\0"))
+    failure = runtime.load_failure(CUDA, tmp_path)
+    assert (failure.missing, failure.faulty) == ("libq.so.6", "")
+    assert "libonnxruntime_providers_cuda.so needs libq.so.6" in failure.reason
+    library.write_bytes(b"not a library at all")
+    failure = runtime.load_failure(CUDA, tmp_path)
+    assert (failure.missing, failure.faulty) == ("", "")
+    assert "cannot be loaded" in failure.reason
+    for length in (100, len(sound) // 2, len(sound) - 1):  # the loader would end this process
+        library.write_bytes(sound[:length])
+        assert runtime.load_failure(CUDA, tmp_path) == runtime.LoadFailure(f"its library {library.name} is cut off")
 
 
 @LINUX
 def test_the_library_that_is_at_fault_is_told(tmp_path):
-    import onnxruntime
-
-    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_shared.so"
-    cuda, other = tmp_path / "libonnxruntime_providers_cuda.so", tmp_path / "other" / "libq.so.6"
-    assert runtime.faulty_library(CUDA, tmp_path) == ""
-    cuda.write_bytes(b"not a library at all")
-    assert runtime.faulty_library(CUDA, tmp_path) == str(cuda)
-    cuda.write_bytes(library.read_bytes().replace(b"libc.so.6\0", b"libq.so.6\0"))
-    assert runtime.faulty_library(CUDA, tmp_path) == ""  # it is missing
+    sound = of_onnxruntime("libonnxruntime_providers_shared.so")
+    (tmp_path / "libonnxruntime_providers_cuda.so").write_bytes(sound.replace(b"libc.so.6\0", b"libq.so.6\0"))
+    other = tmp_path / "other" / "libq.so.6"
     other.parent.mkdir()
     other.write_bytes(b"not a library at all")
-    code = "from pathlib import Path\nfrom ovseg.runtime import faulty_library\n"
-    code += f"print(faulty_library({CUDA!r}, Path({str(tmp_path)!r})))"
+    code = "from pathlib import Path\nfrom ovseg.runtime import load_failure\n"
+    code += f"print(load_failure({CUDA!r}, Path({str(tmp_path)!r})).faulty)"
     environment = os.environ | {"LD_LIBRARY_PATH": str(other.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == str(other)

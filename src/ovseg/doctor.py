@@ -168,7 +168,8 @@ def _probe(device: str) -> dict[str, str]:
         got = session.run({"x": x})["y"]
     except DeviceUnavailable as error:
         provider = wanted.providers[0].name
-        missing = load_failure(provider)[1]
+        failure = load_failure(provider)
+        missing = failure.missing if failure else ""
         text = f"compiled in, not loadable: {missing} missing" if missing else error.cause.removeprefix(f"{provider} ")
         if provider not in import_onnxruntime().get_available_providers():
             text = "not in this ONNX Runtime"

@@ -13,6 +13,8 @@ import logging
 import math
 import os
 import re
+import struct
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,8 +107,23 @@ def preload_libraries(ort: Any) -> None:
         importlib.import_module("tensorrt_libs")
 
 
-def load_failure(provider: str, folder: Path | None = None) -> tuple[str, str]:
-    """Find out why the shared library of a provider does not load.
+@dataclass(frozen=True)
+class LoadFailure:
+    """Why the shared library of a provider does not load.
+
+    Attributes:
+        reason: a clause without a full stop.
+        missing: name of a library that it needs and that is not found, "" if that is not the reason.
+        faulty: path of a library that it needs, of another package, and that does not load; "" if there is none.
+    """
+
+    reason: str
+    missing: str = ""
+    faulty: str = ""
+
+
+def load_failure(provider: str, folder: Path | None = None) -> LoadFailure | None:
+    """Find out why the shared library of a provider does not load; None if it does, or there is none.
 
     Call it only after ONNX Runtime has tried: a provider's library that is loaded first by someone else
     does not find its host and crashes later.
@@ -114,50 +131,30 @@ def load_failure(provider: str, folder: Path | None = None) -> tuple[str, str]:
     Args:
         provider: name of the execution provider.
         folder: where the library is; None for ONNX Runtime's own.
-
-    Returns:
-        The reason as a clause, "" if the library does load or there is none; and the name of the library
-        that is missing, "" if that is not the reason.
     """
-    found = _load_error(provider, folder)
-    if found is None:
-        return "", ""
-    library, text = found
-    missing = re.match(r"(\S+): cannot open shared object file", text)
-    if missing:
-        return f"its library {library.name} needs {missing[1]}, which is not found", missing[1]
-    return f"its library {library.name} cannot be loaded ({text})", ""
-
-
-def faulty_library(provider: str, folder: Path | None = None) -> str:
-    """Path of the library for whose fault the shared library of a provider does not load.
-
-    Call it as `load_failure`.
-
-    Args:
-        provider: name of the execution provider.
-        folder: where the library is; None for ONNX Runtime's own.
-
-    Returns:
-        The provider's own library, or one that it needs and that is there; "" if it does load, there is none, or
-        what it needs is not there.
-    """
-    found = _load_error(provider, folder)
-    if found is None or "cannot open shared object file" in found[1]:
-        return ""
-    library, text = found
-    path, colon, _ = text.partition(": ")
-    return path if colon and Path(path).is_absolute() else str(library)
-
-
-def _load_error(provider: str, folder: Path | None) -> tuple[Path, str] | None:
-    """Return the shared library of a provider that does not load, and what the loader says of it."""
     for library in libraries(provider, folder):
+        if is_cut_off(library):
+            return LoadFailure(f"its library {library.name} is cut off")
         try:
             ctypes.CDLL(str(library))
         except OSError as error:
-            return library, one_line(error)
+            text = one_line(error)
+            if missing := re.match(r"(\S+): cannot open shared object file", text):
+                return LoadFailure(f"its library {library.name} needs {missing[1]}, which is not found", missing[1])
+            path = Path(text.partition(": ")[0])
+            faulty = str(path) if path.is_absolute() and path.parent != library.parent else ""
+            return LoadFailure(f"its library {library.name} cannot be loaded ({text})", faulty=faulty)
     return None
+
+
+def is_cut_off(library: Path) -> bool:
+    """Whether a shared library is shorter than its own table says: the loader of Linux would end the process."""
+    with library.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or not head.startswith(b"\x7fELF\x02\x01"):  # 64 bits, little-endian; see elf(5)
+        return False
+    (start,), (size, count) = struct.unpack_from("<Q", head, 0x28), struct.unpack_from("<HH", head, 0x3A)
+    return library.stat().st_size < int(start + size * count)
 
 
 def libraries(provider: str, folder: Path | None = None) -> list[Path]:

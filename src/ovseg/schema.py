@@ -120,10 +120,10 @@ class _Loader(_BaseLoader):  # type: ignore[misc]
         return mapping
 
 
-def read_yaml(path: Path, error: type[OvsError], loader: Any = _Loader) -> Any:
+def read_yaml(path: Path, error: type[OvsError]) -> Any:
     """Return the content of a YAML file; raise `error`, naming file and line, if it cannot be read."""
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"), loader)
+        return _parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as failure:
         raise error(f"{path} cannot be read: {failure.strerror or failure}.", "Check the path.") from failure
     except (yaml.YAMLError, ValueError) as failure:
@@ -133,20 +133,11 @@ def read_yaml(path: Path, error: type[OvsError], loader: Any = _Loader) -> Any:
         raise error(f"{path} is not valid YAML{line}: {problem}.", "Correct the file.") from failure
 
 
-def parse_yaml(text: str, loader: Any = _Loader) -> Any:
-    """Return the content of a YAML text.
-
-    Args:
-        text: of a file.
-        loader: a safe loader of PyYAML's.
-
-    Raises:
-        yaml.YAMLError: whatever is wrong with it.
-
-    """
+def _parse_yaml(text: str) -> Any:
+    """Return the content of a YAML text; raise YAMLError, whatever is wrong with it."""
     _check_growth(text)
     try:
-        return yaml.load(text, Loader=loader)
+        return yaml.load(text, Loader=_Loader)
     except (AttributeError, LookupError, TypeError, ValueError) as failure:  # PyYAML's own, of `!!bool maybe` and so on
         reason = f": {failure}" if isinstance(failure, ValueError) else ""
         raise yaml.YAMLError(f"a value is not of its type{reason}") from failure

@@ -33,8 +33,8 @@ from .engines import give_up_engines, give_up_profiles, has_engines, kept_option
 from .errors import ConfigError, DeviceUnavailable, ModelError, OvsError
 from .runtime import (
     debugging,
-    faulty_library,
     import_onnxruntime,
+    is_cut_off,
     libraries,
     load_failure,
     one_line,
@@ -289,6 +289,9 @@ class Session:
         if trouble := no_such_index(device):
             raise trouble
         try:
+            for library in (path for provider in device.providers for path in libraries(provider.name)):
+                if is_cut_off(library):
+                    raise OSError(f"{library} is cut off")
             session = _create(ort, model, options, device)
             trouble = _not_used(session, device)
         except Exception as error:
@@ -571,20 +574,14 @@ def _not_used(session: Any, device: Device) -> DeviceUnavailable | None:
 
 
 def _not_loaded(provider: Provider, otherwise: str) -> DeviceUnavailable:
-    reason, missing = load_failure(provider.name)
     if provider.name in (CUDA, TENSORRT) and not libraries(provider.name):
-        reason = f"its library is not in {provider_folder()}"
-        return unavailable(provider.name, reason, reinstall=True)
-    faulty = faulty_library(provider.name)
-    # A library of ONNX Runtime's that lacks nothing and does not load is cut off, or of another version.
-    own = Path(faulty).parent == provider_folder()
-    return unavailable(
-        provider.name,
-        reason or otherwise,
-        missing=missing,
-        faulty="" if own else faulty,
-        reinstall=bool(faulty) and own,
-    )
+        return unavailable(provider.name, f"its library is not in {provider_folder()}", reinstall=True)
+    failure = load_failure(provider.name)
+    if failure is None:
+        return unavailable(provider.name, otherwise)
+    # A library of ONNX Runtime's that does not load, and for no fault of another, is damaged or of another version.
+    own = not failure.missing and not failure.faulty
+    return unavailable(provider.name, failure.reason, missing=failure.missing, faulty=failure.faulty, reinstall=own)
 
 
 def _say_once(level: int, message: str) -> None:

@@ -535,6 +535,7 @@ def test_our_yaml_is_read(tmp_path: Path, sam_folders: dict[str, Path], pixels: 
     ("text", "message"),
     [
         ("a: [", "is not valid YAML"),
+        ("prompt_batch: 4\nprompt_batch: 8", "key 'prompt_batch' is written twice"),
         ("a: 2026-99-99", "is not valid YAML"),
         ("a: !!bool maybe", "is not valid YAML"),
         ("a: " + 2000 * "[" + 2000 * "]", "nested too deeply"),

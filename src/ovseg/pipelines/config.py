@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import ConfigError, ModelError
 from ..schema import read_yaml
 from ..zoo import ModelFolder, find_model
@@ -37,7 +35,7 @@ def load_config(source: Any) -> tuple[dict[str, Any], str]:
             "Give a dict or the path of a YAML file.",
         )
     path = Path(source)
-    loaded = read_yaml(path, ConfigError, yaml.SafeLoader)
+    loaded = read_yaml(path, ConfigError)
     if not isinstance(loaded, dict):
         raise ConfigError(
             f"{path} does not hold a mapping of keys to values.", "`ovs config` writes one to start from."
