@@ -68,6 +68,26 @@ def test_a_process_that_dies_is_a_line_of_the_report(monkeypatch: pytest.MonkeyP
     assert check.state == "failure" and "status -11" in check.text and "the driver said no" in check.text
 
 
+def test_what_is_broken_is_a_fault_where_it_is_the_cpu_or_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ort = doctor.import_onnxruntime()
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    broken = {"gpu"}
+
+    def tried(name: str, provider: str, device: str) -> doctor.Check:
+        return doctor.Check("devices", name, "failure" if name in broken else "ok", provider)
+
+    monkeypatch.setattr(doctor, "_tried", tried)
+    assert main(["doctor"]) == 0
+    assert "  !! gpu" in capsys.readouterr().out
+    assert main(["doctor", "--device", "gpu"]) == 1
+    assert "  XX gpu" in capsys.readouterr().out
+    broken.add("cpu")
+    assert main(["doctor"]) == 1
+    assert "  XX cpu" in capsys.readouterr().out
+
+
 def test_an_unknown_device_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError):
         doctor.device_check("abacus")

@@ -559,6 +559,29 @@ def test_a_provider_whose_library_was_taken_away(tmp_path, monkeypatch):
     assert 'pip install "ovseg[gpu]"' in error.cure
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="files of ELF")
+def test_a_provider_whose_library_is_cut_off_is_not_given_to_the_loader(linear, tmp_path, monkeypatch):
+    sound = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_shared.so"
+    (tmp_path / "libonnxruntime_providers_cuda.so").write_bytes(sound.read_bytes()[:-1])
+    monkeypatch.setattr("ovseg.runtime.provider_folder", lambda: tmp_path)
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr("ovseg.session._said", set())
+    start, tried = onnxruntime.InferenceSession, set()
+
+    def noted(*arguments, providers, **options):
+        tried.update(name for name, _ in providers)
+        return start(*arguments, providers=providers, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    with pytest.raises(DeviceUnavailable, match=r"libonnxruntime_providers_cuda\.so is cut off") as caught:
+        Session(linear, "gpu")
+    assert 'pip install "ovseg[gpu]"' in caught.value.cure
+    assert Session(linear).providers == ("CPUExecutionProvider",)
+    assert tried == {"CPUExecutionProvider"}
+
+
 def test_a_name_that_is_too_long():
     with pytest.raises(ModelError, match="no model file aaa"):
         Session("a" * 300, "cpu")
