@@ -9,11 +9,11 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from reprlib import repr as shortened
 from typing import Any
 
 from .errors import ConfigError, DeviceUnavailable
 from .runtime import UNMAPPED, UNMAPPED_CURE, cuda_devices, import_onnxruntime, reinstall_command, runtime_conflict
+from .schema import shown
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -270,31 +270,31 @@ def _parse(device: str | None) -> tuple[str, int, str | None]:
     if device is None:
         return "auto", 0, None
     if not isinstance(device, str):
-        raise ConfigError(f"The device is {shortened(device)}, not a string.", f"{_FORMS}.")
+        raise ConfigError(f"The device is {shown(device)}, not a string.", f"{_FORMS}.")
     kind, colon, rest = device.strip().lower().partition(":")
     if kind in _PADDLE_ONLY:
         raise DeviceUnavailable(
-            f"ONNX Runtime has no execution provider that ovseg supports for the device {shortened(device)}.",
+            f"ONNX Runtime has no execution provider that ovseg supports for the device {shown(device)}.",
             f"{_FORMS}.",
         )
     if kind != "auto" and kind not in _DEVICES:
-        raise ConfigError(f"The device {shortened(device)} is not known.", f"{_FORMS}.")
+        raise ConfigError(f"The device {shown(device)} is not known.", f"{_FORMS}.")
     if not colon:
         return kind, 0, None
     row = _DEVICES.get(kind)
     if row is not None and row.parts:
         name, _, number = rest.partition(".")
         if name.upper() not in row.parts or (rest != name and not re.fullmatch("[0-9]+", number)):
-            raise ConfigError(f"The device {shortened(device)} is not known.", f"{_FORMS}.")
+            raise ConfigError(f"The device {shown(device)} is not known.", f"{_FORMS}.")
         return kind, 0, rest.upper()
     if row is None or not row.indexed:
-        raise ConfigError(f"The device {shortened(device)} has an index, which {kind} does not take.", f"{_FORMS}.")
+        raise ConfigError(f"The device {shown(device)} has an index, which {kind} does not take.", f"{_FORMS}.")
     if not re.fullmatch(f"{_INDEX}(,{_INDEX})*", rest):
-        raise ConfigError(f"The device {shortened(device)} is not known.", f"{_FORMS}.")
+        raise ConfigError(f"The device {shown(device)} is not known.", f"{_FORMS}.")
     if "," in rest:
         first = f"{kind}:{rest.split(',')[0]}"
         raise ConfigError(
-            f"The device {shortened(device)} is a list, and a session runs on one device.",
+            f"The device {shown(device)} is a list, and a session runs on one device.",
             f"Use {first!r}, and one process for each further device.",
         )
     return kind, int(rest), None

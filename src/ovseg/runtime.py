@@ -23,14 +23,14 @@ from .errors import MissingExtra
 
 CPU_REQUIREMENT = '"ovseg[cpu]"'
 
-# Distributions that all install the module `onnxruntime`, over each other's files.
-_RUNTIMES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-cann",
-    "onnxruntime-openvino",
-    "onnxruntime-directml",
-)
+# Distributions that all install the module `onnxruntime`, over each other's files, to what pip is given for them.
+_RUNTIMES = {
+    "onnxruntime": CPU_REQUIREMENT,
+    "onnxruntime-gpu": '"ovseg[gpu]"',
+    "onnxruntime-cann": '"ovseg[cann]"',
+    "onnxruntime-openvino": "onnxruntime-openvino",
+    "onnxruntime-directml": "onnxruntime-directml",
+}
 
 # What the loader says of a sound library for which there is no address space, or that lies where nothing may run.
 UNMAPPED = "failed to map segment"
@@ -75,9 +75,7 @@ def installed_runtimes() -> tuple[str, ...]:
 def _same_requirement() -> str:
     """What to give to pip for the ONNX Runtime that is installed, or for the CPU's if there are several."""
     found = installed_runtimes()
-    only = found[0] if len(found) == 1 else ""
-    extras = {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "onnxruntime-cann": "cann"}
-    return f'"ovseg[{extras[only]}]"' if only in extras else only or CPU_REQUIREMENT
+    return _RUNTIMES[found[0]] if len(found) == 1 else CPU_REQUIREMENT
 
 
 def runtime_conflict() -> str | None:

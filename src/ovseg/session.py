@@ -289,8 +289,9 @@ class Session:
         if trouble := no_such_index(device):
             raise trouble
         try:
-            for library in (path for provider in device.providers for path in libraries(provider.name)):
-                if is_cut_off(library):
+            accelerators = [provider.name for provider in device.providers if provider.name != CPU]
+            for library in (path for name in accelerators for path in libraries(name)):
+                if is_cut_off(library):  # the loader would end the process
                     raise OSError(f"{library} is cut off")
             session = _create(ort, model, options, device)
             trouble = _not_used(session, device)
