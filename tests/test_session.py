@@ -175,7 +175,7 @@ def test_tensors_of_onnxruntime_are_fed_as_arrays_are(linear):
     session = Session(linear, "cpu")
     x = np.random.default_rng(0).random((5, 4), dtype=np.float32)
     arrays = session.run({"x": x})
-    kept = dict(zip("ys", session._run_bound({"x": x}, ["y", "s"]), strict=True))
+    kept = dict(zip("ys", session._run_bound({"x": x}, ["y", "s"], ("cpu", 0)), strict=True))
     assert all(isinstance(value, onnxruntime.OrtValue) for value in kept.values())
     np.testing.assert_array_equal(kept["s"].numpy(), arrays["s"])
     further = Session(build([helper.make_node("Neg", ["a"], ["b"])], [("a", 1, ["n", 3])], [("b", 1, ["n", 3])]), "cpu")

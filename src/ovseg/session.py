@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,7 @@ class Session:
             ConfigError: a name, dtype, rank or fixed dimension that the model does not have.
             RunError: the model failed, such as for want of memory.
         """
-        arrays: dict[str, np.ndarray] = self._run(feeds, outputs, self._run_to_arrays)
+        arrays: dict[str, np.ndarray] = self._run(feeds, outputs, ("cpu", 0))
         return arrays
 
     def run_resident(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -204,39 +204,36 @@ class Session:
 
         They are arrays where that is the memory of the CPU, else ONNX Runtime's `OrtValue`; `numpy()` of one copies it.
         """
-        run = self._run_to_arrays if self._memory[0] == "cpu" else self._run_bound
-        resident: dict[str, Tensor] = self._run(feeds, outputs, run)
+        resident: dict[str, Tensor] = self._run(feeds, outputs, self._memory)
         return resident
 
-    def _run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None, run: Callable[..., Any]) -> Any:
-        self._check_feeds(feeds)
+    def _run(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None, memory: tuple[str, int]) -> Any:
+        """Run with outputs in a memory: as arrays in that of the CPU. Small models run in a millisecond: no detours."""
+        on_host = self._check_feeds(feeds)
         wanted = self._known if outputs is None else list(outputs)
-        if unknown := [name for name in wanted if name not in self._known]:
-            raise ConfigError(
-                f"{self._label} has no output {unknown[0]!r}.", f"Its outputs are {', '.join(self._known)}."
-            )
+        for name in wanted:
+            if name not in self._known:
+                raise ConfigError(
+                    f"{self._label} has no output {name!r}.", f"Its outputs are {', '.join(self._known)}."
+                )
         if not wanted:  # ONNX Runtime takes an empty list for all
             return {}
+        to_host = memory[0] == "cpu"
         try:
             with next(self._turns):
-                values = run(feeds, wanted)
+                if to_host and self._replay is not None:
+                    values = self._replay.run(feeds, wanted)
+                elif to_host and on_host:
+                    values = self._session.run(wanted, dict(feeds))
+                else:
+                    found = self._run_bound(feeds, wanted, memory)
+                    values = [value.numpy() for value in found] if to_host else found
         except Exception as error:
             raise self._failed(feeds, error) from error
         return dict(zip(wanted, values, strict=True))
 
-    def _run_to_arrays(self, feeds: Mapping[str, Tensor], wanted: list[str]) -> list[np.ndarray]:
-        if self._replay is not None:
-            return self._replay.run(feeds, wanted)
-        arrays = {name: value for name, value in feeds.items() if isinstance(value, np.ndarray)}
-        if len(arrays) == len(feeds):
-            found: list[np.ndarray] = self._session.run(wanted, arrays)
-            return found
-        return [value.numpy() for value in self._run_bound(feeds, wanted, ("cpu", 0))]
-
-    def _run_bound(
-        self, feeds: Mapping[str, Tensor], wanted: list[str], memory: tuple[str, int] | None = None
-    ) -> list[Any]:
-        """Run with inputs where they are and outputs in a memory, by default that of the device."""
+    def _run_bound(self, feeds: Mapping[str, Tensor], wanted: list[str], memory: tuple[str, int]) -> list[Any]:
+        """Run with inputs where they are and outputs in a memory."""
         binding = self._session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, np.ndarray):
@@ -244,7 +241,7 @@ class Session:
             else:
                 binding.bind_ortvalue_input(name, value)
         for name in wanted:
-            binding.bind_output(name, *(memory or self._memory))
+            binding.bind_output(name, *memory)
         self._session.run_with_iobinding(binding)
         found: list[Any] = binding.get_outputs()
         return found
@@ -330,26 +327,29 @@ class Session:
         dtype = np.dtype(_DTYPES[element])
         return TensorInfo(node.name, dtype, tuple(node.shape))
 
-    def _check_feeds(self, feeds: Mapping[str, Tensor]) -> None:
+    def _check_feeds(self, feeds: Mapping[str, Tensor]) -> bool:
+        """Refuse what the graph does not take; return whether all inputs are arrays."""
         if feeds.keys() != self._expected.keys():
             raise ConfigError(
                 f"{self._label} was given the inputs {sorted(feeds)}.", f"Give exactly {sorted(self._expected)}."
             )
+        on_host = True
         for name, value in feeds.items():
-            if not isinstance(value, np.ndarray) and not hasattr(value, "data_ptr"):
+            if isinstance(value, np.ndarray):
+                dtype, shape = value.dtype, value.shape
+            elif hasattr(value, "data_ptr"):
+                on_host, (dtype, shape) = False, _described(value)
+            else:
                 raise ConfigError(
                     f"The input {name!r} of {self._label} is a {type(value).__name__}.", "Give a numpy array."
                 )
-            (dtype, shape), info = _described(value), self._expected[name]
-            fits = not info.shape or (
-                len(shape) == len(info.shape)
-                and all(got == want for got, want in zip(shape, info.shape, strict=True) if isinstance(want, int))
-            )
-            if dtype != info.dtype or not fits:
+            info = self._expected[name]
+            if dtype != info.dtype or not _fits(shape, info.shape):
                 raise ConfigError(
                     f"The input {name!r} of {self._label} is {dtype} {list(shape)}.",
                     f"Give {info.dtype} [{', '.join('?' if n is None else str(n) for n in info.shape)}].",
                 )
+        return on_host
 
 
 class _Replay:
@@ -403,6 +403,16 @@ def check_fixed(label: str, tensors: Sequence[TensorInfo], option: str) -> None:
             raise ConfigError(
                 f"{option} is set, and {info.name!r} of {label} has no fixed shape.", "Leave the option out."
             )
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | str | None]) -> bool:
+    """Whether a tensor has the rank and the fixed dimensions of an input, whose rank is free where it has none."""
+    if len(shape) != len(wanted):
+        return not wanted
+    for got, want in zip(shape, wanted, strict=True):  # noqa: SIM110 - a generator takes longer than this
+        if got != want and isinstance(want, int):
+            return False
+    return True
 
 
 def _described(value: Tensor) -> tuple[np.dtype[Any], Sequence[int]]:

@@ -151,17 +151,17 @@ def test_scale_coords_keeps_the_shape() -> None:
 
 def test_tokens_are_points_then_corners() -> None:
     coords, labels = tokens(Prompt(points=[[5, 6], [7, 8]], labels=[1, 0], box=[1, 2, 3, 4]))
-    assert coords.tolist() == [[5, 6], [7, 8], [1, 2], [3, 4]] and labels.tolist() == [1, 0, 2, 3]
+    assert coords == [[5, 6], [7, 8], [1, 2], [3, 4]] and labels == [1, 0, 2, 3]
 
 
 def test_points_without_a_box_get_a_padding_point() -> None:
     coords, labels = tokens(Prompt(points=[[5, 6]]))
-    assert coords.tolist() == [[5, 6], [0, 0]] and labels.tolist() == [1, -1]
+    assert coords == [[5, 6], [0, 0]] and labels == [1, -1]
 
 
 def test_a_mask_alone_is_padding() -> None:
     coords, labels = tokens(Prompt(mask=np.ones((4, 5), bool)))
-    assert coords.tolist() == [[0, 0]] and labels.tolist() == [-1]
+    assert coords == [[0, 0]] and labels == [-1]
 
 
 BAD_PROMPT: list[tuple[dict[str, Any], str]] = [

@@ -10,7 +10,7 @@ import numpy as np
 from ..device import Device
 from ..errors import ModelError
 from ..session import Session
-from ..stages.detection import prepare, read_preprocessing
+from ..stages.detection import network_input, read_preprocessing
 from ..stages.embedding import normalise
 from ..zoo import ModelFolder
 
@@ -63,13 +63,10 @@ class Embedder:
         Args:
             pixels: HxWx3 uint8 BGR, of any size each.
         """
-        parts = [
-            self._embed(pixels[start : start + self._batch_size]) for start in range(0, len(pixels), self._batch_size)
-        ]
-        if len(parts) == 1:
-            return normalise(parts[0])
-        return normalise(np.concatenate([np.empty((0, self.dim), np.float32), *parts]))
-
-    def _embed(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        feeds = {"image": prepare(pixels, self._preprocessing).image.astype(self._dtype, copy=False)}
-        return self._session.run(feeds, ["embedding"])["embedding"].astype(np.float32, copy=False)
+        embeddings = np.empty((len(pixels), self.dim), np.float32)
+        for start in range(0, len(pixels), self._batch_size):
+            group = slice(start, start + self._batch_size)
+            image = network_input(pixels[group], self._preprocessing.size, self._preprocessing)
+            image = image.astype(self._dtype, copy=False)
+            embeddings[group] = self._session.run({"image": image}, ["embedding"])["embedding"]
+        return normalise(embeddings)

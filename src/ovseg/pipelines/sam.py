@@ -229,15 +229,15 @@ class SamModel:
             return batches
         groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
         parts = [tokens(item) for item in prompts.items]
-        for i, (item, (_, labels)) in enumerate(zip(prompts.items, parts, strict=True)):
-            groups[len(labels), item.mask is not None].append(i)
+        for i, (_, labels) in enumerate(parts):
+            groups[len(labels), prompts.items[i].mask is not None].append(i)
         for (_, has_mask), members in groups.items():
             count = 1 if has_mask and decoder.one_mask else decoder.count or self._batch
             for indices in _chunks(members, count):
-                coords = np.stack([parts[i][0] for i in indices])
+                coords = np.array([parts[i][0] for i in indices], dtype=np.float64)
                 feeds = {
                     "point_coords": scale_coords(coords, height, width, self.size),
-                    "point_labels": np.stack([parts[i][1] for i in indices]),
+                    "point_labels": np.array([parts[i][1] for i in indices], dtype=np.float32),
                     **decoder.mask_feeds([prompts.items[i] for i in indices], has_mask, self.size),
                 }
                 batches.append((indices, feeds))
@@ -295,6 +295,7 @@ class _Decoder:
         self.one_mask = self.takes_masks and self._inputs["mask_input"].shape[0] != count
         side = self._inputs["mask_input"].shape[-1] if self.takes_masks else None
         self.mask_side = side if isinstance(side, int) else None
+        self._no_masks: dict[str, np.ndarray] = {}  # what the last prompts without masks gave
 
     def embedding_names(self, outputs: Sequence[TensorInfo]) -> dict[str, str]:
         """Return the encoder's outputs and the inputs of this decoder that they go to."""
@@ -314,8 +315,10 @@ class _Decoder:
         if not self.takes_masks:
             return {}
         side = self.mask_side or size // 4
-        rank = len(self._inputs["has_mask_input"].shape)
         count = 1 if self.one_mask else len(prompts)
+        kept = self._no_masks  # taken once: another thread may replace it
+        if not has_mask and len(kept.get("mask_input", ())) == count:
+            return kept
         masks = np.zeros((count, 1, side, side), dtype=np.float32)
         if has_mask:
             for mask, prompt in zip(masks, prompts, strict=True):
@@ -329,8 +332,12 @@ class _Decoder:
                         "Give the logits of a result of the same model, or a mask of the image.",
                     )
                 mask[0] = mask_logits(given, size, side) if given.dtype == bool else given
+        rank = len(self._inputs["has_mask_input"].shape)
         flags = np.full((count,) if rank < 2 else (count, 1), float(has_mask), dtype=np.float32)
-        return {"mask_input": masks, "has_mask_input": flags}
+        feeds = {"mask_input": masks, "has_mask_input": flags}
+        if not has_mask:
+            self._no_masks = feeds
+        return feeds
 
     def run(self, feeds: dict[str, Tensor], *, multimask: bool) -> Decoded:
         """Run the graph and choose among its masks."""

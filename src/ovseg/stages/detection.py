@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -52,8 +52,7 @@ class Preprocessing:
         return (1 / std).astype(np.float32), (-np.array(self.mean).reshape(3, 1, 1) / std).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A detector's input for N images.
 
     Attributes:
@@ -138,28 +137,44 @@ def resized_shape(height: int, width: int, preprocessing: Preprocessing) -> tupl
 
 
 def prepare(pixels: Sequence[np.ndarray], preprocessing: Preprocessing) -> Prepared:
-    """Resize, normalise and pad images, each straight into its place in the batch.
+    """Resize, normalise and pad images.
 
     Args:
         pixels: HxWx3 uint8 BGR, one or more; not changed. Of one size, if their ratio is kept.
         preprocessing: how.
     """
     sizes = [(image.shape[0], image.shape[1]) for image in pixels]
-    shapes = [resized_shape(height, width, preprocessing) for height, width in sizes]
-    stride, (rows, columns) = preprocessing.stride, shapes[0]
-    shape = (len(pixels), 3, rows + -rows % stride, columns + -columns % stride)
-    padded = (np.empty if shape[2:] == (rows, columns) else np.zeros)(shape, dtype=np.float32)
+    shape = resized_shape(*sizes[0], preprocessing)
+    return Prepared(network_input(pixels, shape, preprocessing), [shape] * len(sizes), sizes)
+
+
+def network_input(pixels: Sequence[np.ndarray], shape: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
+    """Resize images to one shape, normalise and pad them, each straight into its place in the batch.
+
+    Args:
+        pixels: N of HxWx3 uint8 BGR; not changed.
+        shape: height and width to resize to.
+        preprocessing: how.
+
+    Returns:
+        Nx3xhxw float32, R, G, B.
+    """
+    rows, columns = shape
+    stride = preprocessing.stride
+    height, width = rows + -rows % stride, columns + -columns % stride
+    whole = (height, width) == shape
+    batch = (np.empty if whole else np.zeros)((len(pixels), 3, height, width), dtype=np.float32)
     factor, offset = preprocessing.line
-    for image, planes in zip(pixels, padded[..., :rows, :columns], strict=True):
+    for image, planes in zip(pixels, batch if whole else batch[..., :rows, :columns], strict=True):
         # Resizing is linear in the pixels, so floats may be resized before the normalisation or after it; only
         # resized bytes would be rounded. The resized image is the smaller one in general.
         source = image.astype(np.float32) if preprocessing.normalise_first else image
-        if (rows, columns) != image.shape[:2]:
+        if image.shape[:2] != shape:
             source = cv2.resize(source, (columns, rows), interpolation=preprocessing.interpolation)
         # A product and a sum, in PaddleX's order, so that the last bit is the same as well.
         np.multiply(source.transpose(2, 0, 1)[::-1], factor, out=planes)
         planes += offset
-    return Prepared(padded, shapes, sizes)
+    return batch
 
 
 def parse_threshold(

@@ -64,7 +64,7 @@ def upsampled_logits(
     scratch = _Scratch() if scratch is None else scratch
     cropped = long_side_shape(height, width, size)
     for low in low_res_masks:
-        rows, columns = low.shape if above == -math.inf else _extent(low > above)
+        rows, columns = low.shape if above == -math.inf else _extent(low, above)
         down = _steps(rows, low.shape[0], size, cropped[0], height)
         across = _steps(columns, low.shape[1], size, cropped[1], width)
         resized = low
@@ -81,10 +81,10 @@ def upsampled_logits(
         yield resized
 
 
-def _extent(mask: np.ndarray) -> tuple[int, int]:
-    """Rows and columns up to the last that has a pixel of a mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return (int(rows[-1]) + 1, int(columns[-1]) + 1) if len(rows) else (0, 0)
+def _extent(logits: np.ndarray, above: float) -> tuple[int, int]:
+    """Rows and columns up to the last that has a logit greater than a number."""
+    x, y, width, height = cv2.boundingRect((logits > above).view(np.uint8))
+    return y + height, x + width
 
 
 class _Step(NamedTuple):

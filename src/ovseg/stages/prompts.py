@@ -294,24 +294,19 @@ def check_inside(prompts: Prompts, height: int, width: int, name: str | None = N
             )
 
 
-def tokens(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
+def tokens(prompt: Prompt) -> tuple[list[list[float]], list[int]]:
     """Return a prompt as SAM's decoder takes it: points, then the corners of the box.
 
     SAM was trained with a padding point: where there is no box, a point (0, 0) of label -1 takes the place of
     its second corner. It is all that a prompt has that is a mask alone, as few graphs run without any token.
 
     Returns:
-        Coordinates Tx2 float64 in pixels of the image, and SAM's labels, T float32.
+        [x, y] of each token in pixels of the image, and SAM's label of each.
     """
-    coords: list[list[float]] = list(prompt.points)
-    labels = list(prompt.labels or [])
+    labels = prompt.labels or []
     if prompt.box is not None:
-        coords += [prompt.box[:2], prompt.box[2:]]
-        labels += [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]
-    else:
-        coords.append([0.0, 0.0])
-        labels.append(PADDING)
-    return np.asarray(coords, dtype=np.float64).reshape(-1, 2), np.asarray(labels, dtype=np.float32)
+        return [*prompt.points, prompt.box[:2], prompt.box[2:]], [*labels, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]
+    return [*prompt.points, [0.0, 0.0]], [*labels, PADDING]
 
 
 def scale_coords(coords: np.ndarray, height: int, width: int, size: int) -> np.ndarray:
