@@ -132,7 +132,7 @@ def test_an_interpreter_that_is_none_is_told(tmp_path: Path) -> None:
 def test_an_error_of_a_side_is_raised_here(tmp_path: Path) -> None:
     subject = {"runs": "sam encoder", "image": "", "folders": {"model": str(tmp_path)}}
     request = {"subject": subject, "device": "cpu", "threads": 1}
-    with pytest.raises(ModelError, match=r"ours: The model folder .* has no model.yaml"):
+    with pytest.raises(ModelError, match=r"^The model folder .* has no model.yaml"):
         Side("ours", Path(sys.executable), "ovseg_side", request, tmp_path)
 
 

@@ -50,7 +50,7 @@ def test_lists_may_have_spaces_and_capitals(monkeypatch: pytest.MonkeyPatch) -> 
         raise ConfigError("Enough.")
 
     monkeypatch.setattr(measure, "check", check)
-    assert main(["bench", "--providers", "CPU, cuda", "--against", "torch, openvino", "--batches", "1, 4"]) == 2
+    assert main(["bench", "--providers", "CPU, cuda", "--against", "torch, openvino, torch", "--batches", "1, 4"]) == 2
     assert [(plan.devices, plan.against, plan.batches) for plan in plans] == [
         (["cpu", "cuda"], ["torch", "openvino"], [1, 4])
     ]

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from ovseg.cli import main
+from ovseg.cli.tune import _print
 from ovseg.pipelines import tuning
 from ovseg.samples import sample_path
 
@@ -27,6 +28,20 @@ def test_tune_shows_a_table_and_remembers(capsys):
     found = json.loads(again.out)
     assert found["trials"][0]["setting"]["device"] == "cpu" and found["trials"][0]["verdict"] == "default"
     assert again.err == ""
+
+
+def test_milliseconds_of_the_table_are_those_of_its_ratios(capsys):
+    slow, fast = tuning.Setting("cpu"), tuning.Setting("cpu", 1)
+    trials = (
+        tuning.Trial(slow, 0.010, 1.0, 1.0, "default"),
+        tuning.Trial(fast, 0.012, 0.5, 1.0, "faster"),  # timed while the machine was slower
+        tuning.Trial(tuning.Setting("cpu", 2), verdict="cannot be used: no memory"),
+    )
+    _print(tuning.Tuned("any", fast, 0.5, trials, {}))
+    rows = [line for line in capsys.readouterr().out.splitlines() if "cpu" in line]
+    assert "10.0" in rows[0] and "1.00" in rows[0]
+    assert "5.0" in rows[1] and "0.50" in rows[1] and "chosen" in rows[1]
+    assert "0." not in rows[2]
 
 
 @pytest.mark.parametrize(

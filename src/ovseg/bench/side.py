@@ -105,8 +105,9 @@ class Side:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if answer["event"] == "error":
-            kind = getattr(errors, answer["kind"], SideFailure)
-            raise kind(f"{self.title}: {answer['cause']}", answer["cure"])
+            if kind := getattr(errors, answer["kind"], None):  # one of ours says enough
+                raise kind(answer["cause"], answer["cure"])
+            raise SideFailure(f"{self.title}: {answer['cause']}", answer["cure"])
         return answer
 
     def _ended(self) -> SideFailure:

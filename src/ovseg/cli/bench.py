@@ -103,7 +103,8 @@ def bench(
 
 
 def _listed(text: str) -> list[str]:
-    return [name for part in text.split(",") if (name := part.strip())]
+    """The names in a text, each once."""
+    return list(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
 
 
 def _numbers(text: str) -> list[int]:

@@ -86,7 +86,7 @@ def serve(
         "workers": workers,
         "queue": queue,
         "max_batch": max_batch,
-        "batch_window": None if batch_window is None else batch_window / 1000,
+        "batch_window": None if batch_window is None else _seconds(batch_window),
         "max_body": None if max_body is None else _bytes(max_body),
         "max_pixels": max_pixels,
         "max_prompts": max_prompts,
@@ -156,9 +156,20 @@ def _bytes(megabytes: float) -> int:
     Raises:
         ConfigError: it is no number of bytes.
     """
-    if not math.isfinite(megabytes):
+    if not (math.isfinite(megabytes) and megabytes * 2**20 >= 1):
         raise ConfigError(f"--max-body is {megabytes}.", "Give megabytes, above 0.")
     return int(megabytes * 2**20)
+
+
+def _seconds(milliseconds: float) -> float:
+    """Return `--batch-window` in seconds.
+
+    Raises:
+        ConfigError: it is no time.
+    """
+    if not 0 <= milliseconds < math.inf:
+        raise ConfigError(f"--batch-window is {milliseconds}.", "Give milliseconds, 0 for no waiting.")
+    return milliseconds / 1000
 
 
 def _data_dir() -> Path:

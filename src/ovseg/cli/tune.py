@@ -61,10 +61,12 @@ def _print(found: Tuned) -> None:
     for column in ("ms", "of default", "agreement"):
         table.add_column(column, justify="right")
     table.add_column("")
+    # Each was timed in turns with the default, one after the other: of other moments only ratios can be compared.
+    default = found.trials[0].seconds
     for trial in found.trials:
         table.add_row(
             str(trial.setting),
-            "" if trial.seconds is None else f"{1000 * trial.seconds:.1f}",
+            "" if default is None or trial.ratio is None else f"{1000 * default * trial.ratio:.1f}",
             "" if trial.ratio is None else f"{trial.ratio:.2f}",
             "" if trial.agreement is None else f"{trial.agreement:.4f}",
             trial.verdict + (" ← chosen" if trial.setting == found.setting else ""),
