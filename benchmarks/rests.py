@@ -1,8 +1,8 @@
 """What a rest between two runs costs a small session: ONNX Runtime alone on ShiTu-tiny-rec, one thread, one input.
 
-A core drops its licence for heavy vector instructions (AVX-512) when it has used none for some 0.15 ms, and takes about
-as long to get it back. A loop without rests never pays for that; a program that does anything between runs does. A small
-matrix product in the middle of a rest, which keeps the licence, shows that it is this and not the time.
+A core drops its licence for heavy vector instructions (AVX-512) when it has used none for some 0.2 ms, and takes about
+as long to get it back. A loop without rests never pays for that; a program that does anything between runs does. A
+small matrix product in the middle of a rest, which keeps the licence, shows that it is this and not the time.
 """
 
 from __future__ import annotations
