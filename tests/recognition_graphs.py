@@ -43,7 +43,7 @@ def _detector(batch: str) -> str:
     }}"""
 
 
-_EMBEDDER = f"""{_HEAD}
+EMBEDDER = f"""{_HEAD}
     embedder (float[batch,3,16,16] image) => (float[n,{DIM}] embedding)
     <int64[2] shape = {{-1, {DIM}}}, float grey = {{0.5}}>
     {{
@@ -60,10 +60,10 @@ def write_detector(folder: Path, batch: str = "batch", **changes: Any) -> Path:
     return _write(folder, _detector(batch), "picodet", preprocess, {"name": "halves", "labels": ["object"]} | changes)
 
 
-def write_embedder(folder: Path, **changes: Any) -> Path:
+def write_embedder(folder: Path, graph: str = EMBEDDER, **changes: Any) -> Path:
     """Write a feature model's folder; `changes` replace entries of its model.yaml."""
     preprocess = _UNIT | {"size": [16, 16], "interp": "linear"}
-    return _write(folder, _EMBEDDER, "shitu_rec", preprocess, {"name": "colours"} | changes)
+    return _write(folder, graph, "shitu_rec", preprocess, {"name": "colours"} | changes)
 
 
 def _write(folder: Path, text: str, family: str, preprocess: dict[str, Any], facts: dict[str, Any]) -> Path:

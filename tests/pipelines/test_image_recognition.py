@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from recognition_graphs import DIM, halves, plain, write_detector, write_embedder
+from recognition_graphs import DIM, EMBEDDER, halves, plain, write_detector, write_embedder
 
 from ovseg import ConfigError, Gallery, GalleryError, ImageError, MissingExtra, ModelError, create_pipeline, load_index
 from ovseg.device import resolve_device
@@ -149,6 +149,16 @@ def test_a_feature_model_that_takes_one_image_gets_one_at_a_time(tmp_path, monke
         embedder._session, "run", lambda feeds, names: sizes.append(len(feeds["image"])) or run(feeds, names)
     )
     assert len(embedder.embed([plain(PINK)] * 3)) == 3 and sizes == [1, 1, 1]
+
+
+def test_a_feature_model_that_gives_one_embedding_for_all_is_refused(tmp_path) -> None:
+    mean = EMBEDDER.replace("Sub (flat, grey)", "ReduceMean <axes = [0]> (flat)")
+    assert mean != EMBEDDER
+    folder = open_model_folder(write_embedder(tmp_path / "mean", mean))
+    embedder = Embedder(folder, resolve_device("cpu"), batch_size=8, session_options={})
+    assert len(embedder.embed([plain(PINK)])) == 1
+    with pytest.raises(ModelError, match="colours gives 1 embeddings for 3 images"):
+        embedder.embed([plain(PINK)] * 3)
 
 
 def test_rec_topk(pipeline, index) -> None:

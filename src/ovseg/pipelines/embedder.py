@@ -62,11 +62,20 @@ class Embedder:
 
         Args:
             pixels: HxWx3 uint8 BGR, of any size each.
+
+        Raises:
+            ModelError: if the model does not give an embedding for each image.
         """
         embeddings = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self._batch_size):
             group = slice(start, start + self._batch_size)
             image = network_input(pixels[group], self._preprocessing.size, self._preprocessing)
             image = image.astype(self._dtype, copy=False)
-            embeddings[group] = self._session.run({"image": image}, ["embedding"])["embedding"]
+            found = self._session.run({"image": image}, ["embedding"])["embedding"]
+            if len(found) != len(image):
+                raise ModelError(
+                    f"The model {self.name} gives {len(found)} embeddings for {len(image)} images.",
+                    "Use batch_size=1, or export the model again.",
+                )
+            embeddings[group] = found
         return normalise(embeddings)
