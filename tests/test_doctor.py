@@ -17,7 +17,7 @@ from ovseg.cli import main
 from ovseg.device import resolve_device
 from ovseg.errors import ConfigError
 from ovseg.runtime import import_onnxruntime
-from ovseg.session import Session
+from ovseg.session import PROBE, Session
 from ovseg.zoo import find_model, load_zoo
 
 
@@ -29,7 +29,7 @@ def test_the_cpu_is_tried_for_real() -> None:
 def test_the_tiny_model_computes_what_its_comment_says() -> None:
     x = np.array([[0.5, -1, 2], [3, 1, 0]], np.float32)
     weight = np.array([[1, -1], [2, 0.5], [-3, 4]], np.float32)
-    got = Session(doctor.PROBE, "cpu").run({"x": x})["y"]
+    got = Session(PROBE, "cpu").run({"x": x})["y"]
     np.testing.assert_allclose(got, np.maximum(x @ weight, 0), rtol=1e-6)
 
 
@@ -162,7 +162,7 @@ def test_a_model_of_image_recognition_is_run_as_well(name: str) -> None:
 
 
 def test_a_node_of_two_runs_counts_once(tmp_path: Path) -> None:
-    session = Session(doctor.PROBE, "cpu", profile=tmp_path)
+    session = Session(PROBE, "cpu", profile=tmp_path)
     for _ in range(2):
         session.run({"x": np.ones((2, 3), np.float32)})
     del session

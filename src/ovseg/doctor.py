@@ -6,7 +6,6 @@ loads do not help or harm the next.
 
 from __future__ import annotations
 
-import base64
 import importlib.metadata
 import json
 import os
@@ -41,11 +40,6 @@ if TYPE_CHECKING:
 
 OK, WARNING, FAILURE, ABSENT = "ok", "warning", "failure", "absent"
 
-# y = Relu(x @ [[1, -1], [2, 0.5], [-3, 4]]), opset 13: x float32 [2, 3], y float32 [2, 2].
-PROBE = base64.b64decode(
-    "CAgSADp3ChEKAXgKAXcSAW0iBk1hdE11bAoMCgFtEgF5IgRSZWx1EgVwcm9iZSojCAMIAhABQgF3ShgAAIA/AACAvwAAAEAAAAA/AABAwAAAgEBa"
-    "EwoBeBIOCgwIARIICgIIAgoCCANiEwoBeRIOCgwIARIICgIIAgoCCAJCBAoAEA0="
-)
 PROBE_SECONDS = 120.0  # the first start of a provider may compile kernels
 
 # Packages that decide what ovseg can do, beside its own requirements.
@@ -157,7 +151,7 @@ def probe(device: str) -> None:
 def _probe(device: str) -> dict[str, str]:
     import numpy as np
 
-    from .session import Session
+    from .session import PROBE, Session
 
     wanted = resolve_device(device)
     x = np.array([[1, 2, 3], [-1, 0, 1]], np.float32)

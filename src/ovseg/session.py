@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import itertools
@@ -56,6 +57,12 @@ _OPTIMIZATION = {
 _DTYPES = {"float": "float32", "double": "float64", "string": "object"} | {
     name: name for name in ("bool", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
+
+PROBE = base64.b64decode(
+    "CAgSADp3ChEKAXgKAXcSAW0iBk1hdE11bAoMCgFtEgF5IgRSZWx1EgVwcm9iZSojCAMIAhABQgF3ShgAAIA/AACAvwAAAEAAAAA/AABAwAAAgEBa"
+    "EwoBeBIOCgwIARIICgIIAgoCCANiEwoBeRIOCgwIARIICgIIAgoCCAJCBAoAEA0="
+)
+"""A model that any device runs: y = Relu(x @ [[1, -1], [2, 0.5], [-3, 4]]), opset 13; x float32 [2, 3], y [2, 2]."""
 
 _LARGE = 1_000_000_000  # bytes of a model whose activations are gigabytes too
 _DML = "DmlExecutionProvider"

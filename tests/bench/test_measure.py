@@ -236,7 +236,7 @@ def test_quartiles_are_those_of_numpy() -> None:
 def test_a_session_that_is_run_by_binding_is_recorded() -> None:
     program = (
         "import sys, numpy as np, onnxruntime as ort; sys.path.insert(0, sys.argv[1]); import ovseg_side\n"
-        "from ovseg.doctor import PROBE\n"
+        "from ovseg.session import PROBE\n"
         "watch = ovseg_side.Watch(); watch.install(); watch.runs = []\n"
         "session, x = ort.InferenceSession(PROBE), np.arange(6, dtype=np.float32).reshape(2, 3)\n"
         "binding = session.io_binding(); binding.bind_cpu_input('x', x); binding.bind_output('y', 'cpu')\n"

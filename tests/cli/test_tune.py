@@ -35,13 +35,15 @@ def test_milliseconds_of_the_table_are_those_of_its_ratios(capsys):
     trials = (
         tuning.Trial(slow, 0.010, 1.0, 1.0, "default"),
         tuning.Trial(fast, 0.012, 0.5, 1.0, "faster"),  # timed while the machine was slower
-        tuning.Trial(tuning.Setting("cpu", 2), verdict="cannot be used: no memory"),
+        tuning.Trial(tuning.Setting("cpu", 2), verdict="cannot be used: There is no memory left"),
     )
     _print(tuning.Tuned("any", fast, 0.5, trials, {}))
-    rows = [line for line in capsys.readouterr().out.splitlines() if "cpu" in line]
+    shown = capsys.readouterr().out
+    rows = [line for line in shown.splitlines() if "cpu" in line]
     assert "10.0" in rows[0] and "1.00" in rows[0]
     assert "5.0" in rows[1] and "0.50" in rows[1] and "chosen" in rows[1]
-    assert "0." not in rows[2]
+    assert "0." not in rows[2] and "cannot be used" in rows[2]
+    assert shown.endswith("cpu, 2 threads: There is no memory left\n")
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,16 @@ def test_a_setting_that_cannot_be_used_is_left_out(folder, monkeypatch):
     assert found.trials[1].verdict.startswith("cannot be used: ") and found.trials[1].ratio is None
 
 
+def test_a_device_that_is_not_here_is_tried_once_and_again_when_it_may_be(folder, monkeypatch):
+    monkeypatch.setattr(tuning, "candidates", lambda *arguments: [Setting("npu"), Setting("npu", 1), Setting("cpu", 1)])
+    found = tune(folder, CPU)
+    assert [str(trial.setting) for trial in found.trials] == ["cpu", "npu", "cpu, 1 thread"]
+    assert found.trials[1].verdict.startswith("unavailable: CANNExecutionProvider")
+    assert remembered(folder, CPU, HpiConfig()) == found
+    monkeypatch.setattr(tuning, "Session", lambda model, device: None)  # as if its package had been installed
+    assert remembered(folder, CPU, HpiConfig()) is None
+
+
 def test_other_results_are_not_taken(folder, tmp_path):
     # A folder of another precision whose model is another one: here the results are upside down.
     other = tmp_path / "rec-int8"

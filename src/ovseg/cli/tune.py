@@ -69,6 +69,11 @@ def _print(found: Tuned) -> None:
             "" if default is None or trial.ratio is None else f"{1000 * default * trial.ratio:.1f}",
             "" if trial.ratio is None else f"{trial.ratio:.2f}",
             "" if trial.agreement is None else f"{trial.agreement:.4f}",
-            trial.verdict + (" ← chosen" if trial.setting == found.setting else ""),
+            trial.verdict.partition(": ")[0] + (" ← chosen" if trial.setting == found.setting else ""),
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for trial in found.trials:
+        _, _, reason = trial.verdict.partition(": ")
+        if reason:  # a sentence, which has no place in the table
+            console.print(f"{trial.setting}: {reason}", markup=False, highlight=False, soft_wrap=True)

@@ -22,10 +22,10 @@ from typing import Any
 from .. import __version__
 from ..cache import locked, make_folder, tuned_dir
 from ..device import CUDA, OPENVINO, TENSORRT, Device, device_text, resolve_device
-from ..errors import OvsError
+from ..errors import DeviceUnavailable, OvsError
 from ..model_folder import ModelFolder, open_model_folder
 from ..runtime import cuda_devices, import_onnxruntime, installed_runtimes, usable_cpus
-from ..session import allowed_threads
+from ..session import PROBE, Session, allowed_threads
 from .hpi import PRECISIONS, HpiConfig
 from .workloads import Workload, load_workload
 
@@ -34,6 +34,7 @@ logger = logging.getLogger("ovseg")
 CLEARLY = 0.97
 """Another setting is taken if it needs less than this share of the default's time."""
 
+_UNAVAILABLE = "unavailable: "
 _SECONDS = 6.0  # for the turns of one setting
 _LEAST_ROUNDS, _MOST_ROUNDS = 7, 60
 
@@ -77,7 +78,8 @@ class Trial:
         seconds: median time of one sample image; None if it could not be used.
         ratio: median of its time over the default's, in turns; None if it could not be used.
         agreement: the least agreement with the default's results (IoU or cosine); None if it could not be used.
-        verdict: `default`, `slower`, `as fast`, `faster`, `other results`, or why it could not be used.
+        verdict: `default`, `slower`, `as fast`, `faster`, `other results`, or `unavailable: ` (the device) or
+            `cannot be used: ` (the setting) and why.
     """
 
     setting: Setting
@@ -142,6 +144,8 @@ def remembered(folder: ModelFolder, device: Device, config: HpiConfig) -> Tuned 
         setting = _setting(data["setting"])
         if setting not in [trial.setting for trial in trials]:
             raise ValueError("its setting is none of those that were tried")
+        if any(trial.verdict.startswith(_UNAVAILABLE) and _is_there(trial.setting.device) for trial in trials):
+            return None  # such as libraries that were installed since
         return Tuned(folder.name, setting, data["ratio"], trials, data["facts"])
     except FileNotFoundError:
         return None
@@ -190,8 +194,13 @@ def tune(
     trials = [Trial(default, seconds, 1.0, 1.0, "default")]
     if on_trial:
         on_trial(trials[0])
+    unavailable: set[str | None] = set()
     for setting in candidates(folder, device, config):
+        if setting.device in unavailable:
+            continue
         trials.append(_try(folder, setting, reference, results))
+        if trials[-1].verdict.startswith(_UNAVAILABLE):
+            unavailable.add(setting.device)
         if on_trial:
             on_trial(trials[-1])
     del reference
@@ -299,12 +308,23 @@ def _try(folder: ModelFolder, setting: Setting, reference: Workload, results: li
     try:
         workload = _load(folder, setting)
         agreement = min(workload.agree(results[i], workload.run(i)) for i in range(workload.count))
+    except DeviceUnavailable as error:
+        return Trial(setting, verdict=f"{_UNAVAILABLE}{error.cause}")
     except OvsError as error:
         return Trial(setting, verdict=f"cannot be used: {error.cause}")
     if agreement < workload.least:
         return Trial(setting, agreement=agreement, verdict="other results")
     found = measure(reference, workload)
     return Trial(setting, found.seconds, found.ratio, agreement, found.verdict)
+
+
+def _is_there(device: str | None) -> bool:
+    """Whether a device can be used now."""
+    try:
+        Session(PROBE, device)
+    except OvsError:
+        return False
+    return True
 
 
 def _sibling(folder: ModelFolder, precision: str) -> Path:
