@@ -17,4 +17,4 @@ def test_embeddings_have_unit_length() -> None:
 def test_zeros_stay_and_nan_is_not_taken_for_zeros() -> None:
     zeros, nan = normalise(np.array([[0, 0], [np.nan, 1]], np.float32))
     assert zeros.tolist() == [0, 0]
-    assert np.isnan(nan).any()
+    assert np.isnan(nan).all()

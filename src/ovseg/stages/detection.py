@@ -162,10 +162,9 @@ def network_input(pixels: Sequence[np.ndarray], shape: tuple[int, int], preproce
     rows, columns = shape
     stride = preprocessing.stride
     height, width = rows + -rows % stride, columns + -columns % stride
-    whole = (height, width) == shape
-    batch = (np.empty if whole else np.zeros)((len(pixels), 3, height, width), dtype=np.float32)
+    batch = (np.empty if (height, width) == shape else np.zeros)((len(pixels), 3, height, width), dtype=np.float32)
     factor, offset = preprocessing.line
-    for image, planes in zip(pixels, batch if whole else batch[..., :rows, :columns], strict=True):
+    for image, planes in zip(pixels, batch[..., :rows, :columns], strict=True):
         # Resizing is linear in the pixels, so floats may be resized before the normalisation or after it; only
         # resized bytes would be rounded. The resized image is the smaller one in general.
         source = image.astype(np.float32) if preprocessing.normalise_first else image

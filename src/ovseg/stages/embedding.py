@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 
@@ -26,17 +25,19 @@ def crop(pixels: np.ndarray, box: Sequence[float]) -> np.ndarray:
     return pixels[y1:y2, x1:x2]
 
 
-def normalise(embeddings: np.ndarray) -> np.ndarray:
-    """Give embeddings [N, D] float32 unit length, in place; return them.
+_LEAST = np.float32(1e-20)  # length of an embedding
 
-    A network that gives zeros has nothing to say of the image: its embedding stays zero, near to nothing.
+
+def normalise(embeddings: np.ndarray) -> np.ndarray:
+    """Return embeddings [N, D] float32 with unit length.
 
     >>> normalise(np.array([[3, 4]], np.float32)).tolist()
     [[0.6000000238418579, 0.800000011920929]]
     """
-    for embedding in embeddings:
-        cv2.normalize(embedding, embedding)
-    return embeddings
+    lengths = np.sqrt(np.add.reduce(embeddings * embeddings, axis=1, keepdims=True))
+    # A network that gives zeros has nothing to say of the image: its embedding stays zero, near to nothing.
+    unit: np.ndarray = embeddings / np.maximum(lengths, _LEAST)
+    return unit
 
 
 def binarise(embeddings: np.ndarray) -> np.ndarray:
