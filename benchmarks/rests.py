@@ -36,7 +36,7 @@ def main() -> None:
     model = str(bundled_dir("ShiTu-tiny-rec") / "model.onnx")
     session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
-    image = rng.normal(size=(1, 3, 48, 48)).astype(np.float32)
+    image = rng.integers(0, 256, (1, 48, 48, 3), np.uint8)
     matrix = rng.normal(size=(32, 32)).astype(np.float32)
     product = np.empty_like(matrix)
 
@@ -46,7 +46,7 @@ def main() -> None:
             np.dot(matrix, matrix, out=product)
         wait(rest / 2)
         start = time.perf_counter()
-        session.run(["embedding"], {"image": image})
+        session.run(["unit_embedding"], {"pixels": image})
         return time.perf_counter() - start
 
     kinds = [(rest, awake) for rest in RESTS for awake in (False, True)]

@@ -24,6 +24,7 @@ from ovseg.session import Session
 from ovseg.zoo import is_name, load_zoo
 from ovseg_export import families, feeds, parity
 from ovseg_export.convert import OPSETS, Converted, convert_program, load
+from ovseg_export.ends import take_pixels
 from ovseg_export.errors import NO_ROOM
 from ovseg_export.families import Family
 from ovseg_export.masks import cut_pasting
@@ -266,6 +267,11 @@ def _export(
         pasting = cut_pasting(path, [case.feeds for case in cases if case.batch == 1])
         files["model"] = _file_entry(path)
         graphs = parity.Graphs((path,))
+    if family.compared == "embedding":
+        path = folder / "model.onnx"
+        if take_pixels(path, preprocess, [case.feeds for case in cases]):
+            files["model"] |= _file_entry(path)
+            graphs = parity.Graphs((path,))
 
     facts: dict[str, Any] = {
         "format": 1,

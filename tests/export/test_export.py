@@ -110,10 +110,12 @@ def test_pull_downloads_exports_and_installs(
     assert model.facts["source"]["from"] == file_server.url(served)
     assert model.facts["postprocess"] == {"normalize_features": True}
     session = Session(model.files["model"], "cpu")
-    assert [item.name for item in session.inputs] == ["image"]
-    images = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
-    embedding = session.run({"image": images})["embedding"]
-    assert embedding.shape == (3, 512) and np.isfinite(embedding).all()
+    assert [(item.name, item.dtype, item.shape) for item in session.inputs] == [
+        ("pixels", np.uint8, ("batch", 64, 64, 3))
+    ]
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    embedding = session.run({"pixels": images})["unit_embedding"]
+    assert embedding.shape == (3, 512) and np.allclose(np.linalg.norm(embedding, axis=1), 1)
     report = json.loads((model.path / "parity.json").read_text())
     assert report["passed"] and report["worst"]["cosine"] >= 0.99999
     assert [case["batch"] for case in report["cases"]] == [1, 1, 1, 1, 2, 2]

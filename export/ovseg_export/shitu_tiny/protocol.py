@@ -246,18 +246,12 @@ def embedder(path: Path) -> Embed:
     """An exported embedding network, fed as the pipeline feeds it."""
     from ovseg.session import Session
 
-    from . import MEAN, STD
-
     session = Session(path, "cpu")
-    size = int(str(session.inputs[0].shape[-1]))
+    size = int(str(session.inputs[0].shape[1]))
 
     def embed(pictures: list[np.ndarray]) -> np.ndarray:
-        rows = []
-        for picture in pictures:
-            resized = cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)[..., ::-1]
-            x = ((resized.astype(np.float32) / 255 - MEAN) / STD).astype(np.float32)
-            rows.append(session.run({"image": np.ascontiguousarray(x.transpose(2, 0, 1)[None])})["embedding"])
-        return np.concatenate(rows)
+        resized = (cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)[None] for picture in pictures)
+        return np.concatenate([session.run({"pixels": pixels})["unit_embedding"] for pixels in resized])
 
     return embed
 

@@ -62,6 +62,7 @@ class Subject:
             "runs": self.runs,
             "family": self.family,
             "folders": {role: str(folder.path) for role, folder in self.folders.items()},
+            "preprocess": {role: dict(folder.preprocess) for role, folder in self.folders.items()},
             "batches": list(batches),
         }
         if self.family in _INDEXED:

@@ -10,7 +10,7 @@ import numpy as np
 from ..device import Device
 from ..errors import ModelError
 from ..session import Session
-from ..stages.detection import network_input, read_preprocessing
+from ..stages.detection import network_input, read_preprocessing, resize_all
 from ..stages.embedding import normalise
 from ..zoo import ModelFolder
 
@@ -18,7 +18,8 @@ from ..zoo import ModelFolder
 class Embedder:
     """A feature model on one device. Threads may share it.
 
-    Its graph takes `image` [N, 3, H, W] and gives `embedding` [N, D].
+    Its graph takes `pixels` [N, H, W, 3] uint8, B, G, R, and gives `unit_embedding` [N, D]; or it takes the normalised
+    `image` [N, 3, H, W] and gives `embedding` [N, D] of any length.
 
     Args:
         folder: model folder of the family `shitu_rec` or `clip_vit`.
@@ -45,8 +46,10 @@ class Embedder:
             raise ModelError(f"{where} keeps the ratio of images.", "Give a model that takes images of one size.")
         self._session = Session(folder.files["model"], device, **session_options)
         inputs, outputs = self._session.inputs, {tensor.name: tensor for tensor in self._session.outputs}
-        shape = outputs["embedding"].shape if "embedding" in outputs else ()
-        if [tensor.name for tensor in inputs] != ["image"] or len(shape) != 2 or not isinstance(shape[1], int):
+        ends = ("pixels", "unit_embedding") if "unit_embedding" in outputs else ("image", "embedding")
+        self._input, self._output = ends
+        shape = outputs[self._output].shape if self._output in outputs else ()
+        if [tensor.name for tensor in inputs] != [self._input] or len(shape) != 2 or not isinstance(shape[1], int):
             raise ModelError(
                 f"The model {folder.name} in {folder.path} has the inputs "
                 f"{', '.join(tensor.name for tensor in inputs)} and the outputs {', '.join(outputs)}, which are not "
@@ -69,13 +72,18 @@ class Embedder:
         embeddings = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self._batch_size):
             group = slice(start, start + self._batch_size)
-            image = network_input(pixels[group], self._preprocessing.size, self._preprocessing)
-            image = image.astype(self._dtype, copy=False)
-            found = self._session.run({"image": image}, ["embedding"])["embedding"]
-            if len(found) != len(image):
+            batch = self._batch(pixels[group])
+            found = self._session.run({self._input: batch}, [self._output])[self._output]
+            if len(found) != len(batch):
                 raise ModelError(
-                    f"The model {self.name} gives {len(found)} embeddings for {len(image)} images.",
+                    f"The model {self.name} gives {len(found)} embeddings for {len(batch)} images.",
                     "Use batch_size=1, or export the model again.",
                 )
             embeddings[group] = found
-        return normalise(embeddings)
+        return embeddings if self._input == "pixels" else normalise(embeddings)
+
+    def _batch(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        how = self._preprocessing
+        if self._input == "pixels":
+            return resize_all(pixels, how)
+        return network_input(pixels, how.size, how).astype(self._dtype, copy=False)

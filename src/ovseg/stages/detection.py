@@ -176,6 +176,23 @@ def network_input(pixels: Sequence[np.ndarray], shape: tuple[int, int], preproce
     return batch
 
 
+def resize_all(pixels: Sequence[np.ndarray], preprocessing: Preprocessing) -> np.ndarray:
+    """Resize images to the one size of a network that normalises them itself.
+
+    Args:
+        pixels: N of HxWx3 uint8 BGR; not changed.
+        preprocessing: how.
+
+    Returns:
+        Nxhxwx3 uint8, B, G, R.
+    """
+    rows, columns = preprocessing.size
+    batch = np.empty((len(pixels), rows, columns, 3), np.uint8)
+    for image, place in zip(pixels, batch, strict=True):
+        cv2.resize(image, (columns, rows), dst=place, interpolation=preprocessing.interpolation)
+    return batch
+
+
 def parse_threshold(
     threshold: float | Mapping[Any, float], labels: Sequence[str], others: float | np.ndarray
 ) -> np.ndarray:

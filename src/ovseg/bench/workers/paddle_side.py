@@ -21,6 +21,7 @@ class Side:
         config.set_cpu_math_library_num_threads(request["threads"])
         config.disable_glog_info()
         self._predictor = create_predictor(config)
+        self._preprocess = request["subject"]["preprocess"]["model"]
         self._feeds = {int(batch): self._inputs(runs) for batch, runs in request["runs"].items()}
 
     def _inputs(self, runs: list[dict[str, Any]]) -> list[list[np.ndarray]]:
@@ -32,13 +33,20 @@ class Side:
             if "point_coords" in feeds:  # the corners of boxes
                 feeds["prompt"] = feeds["point_coords"].reshape(-1, 4)
             known |= feeds
-            if len(names) == 1 and len(feeds) == 1:
+            if "pixels" in feeds:
+                images.append([self._normalised(feeds["pixels"])])
+            elif len(names) == 1 and len(feeds) == 1:
                 images.append(list(feeds.values()))
             elif set(names) <= set(known):
                 images.append([known.pop(name) for name in names])
         if not images:
             raise ValueError(f"the program takes {names}, and ours was given {sorted(known)}")
         return images
+
+    def _normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """What our graph makes of the bytes of images [N, H, W, 3], B, G, R; Paddle's has it done before."""
+        mean, std = (np.array(self._preprocess[key], np.float32) for key in ("mean", "std"))
+        return np.ascontiguousarray(((pixels[..., ::-1] - mean) / std).transpose(0, 3, 1, 2))
 
     def call(self, batch: int) -> None:
         """Run it."""
