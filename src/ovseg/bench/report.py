@@ -30,7 +30,7 @@ def markdown(found: Found, *, plots: Sequence[str] = ()) -> str:
     parts += ["## Time of a call", "", *_times(found), ""]
     parts += ["## Where our time goes", "", *_stages(found), ""]
     parts += ["## Start and memory", "", *_starts(found), ""]
-    parts += ["## Goals", "", *goals(found), ""]
+    parts += ["## Goals", "", "Of batch 1, on the CPU.", "", *goals(found), ""]
     if found["notes"]:
         parts += ["## Not measured", "", *[f"- {note}" for note in found["notes"]], ""]
     return "\n".join(parts)
