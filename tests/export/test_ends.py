@@ -41,7 +41,9 @@ def folder(tmp_path: Path) -> Path:
     return write_embedder(tmp_path / "rec", preprocess=HOW)
 
 
-def test_the_embedder_finds_the_same_with_and_without(folder: Path) -> None:
+@pytest.mark.parametrize("interp", ["linear", "area"])
+def test_the_embedder_finds_the_same_with_and_without(interp: str, tmp_path: Path) -> None:
+    folder = write_embedder(tmp_path / "rec", preprocess=HOW | {"interp": interp})
     images = [noise(20, 30), noise(16, 16, seed=1), noise(7, 300, seed=2), np.zeros((5, 5, 3), np.uint8)]
     images.append(noise(40, 60, seed=3)[::2, ::-2])  # not in one piece
     before = embedder(folder).embed(images)
@@ -100,6 +102,6 @@ def test_external_data_stays_where_it_is(tmp_path: Path) -> None:
     expected = normalised(pixels).reshape(3, -1) @ weights
     assert take_pixels(path, HOW, [{"image": normalised(pixels)}])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert (tmp_path / "model.onnx.data").read_bytes() == data
+    assert (tmp_path / "model.onnx.data").read_bytes() == data and path.stat().st_size < weights.nbytes
     found = Session(path, "cpu").run({"pixels": pixels})["unit_embedding"]
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)

@@ -109,6 +109,10 @@ def test_pull_downloads_exports_and_installs(
     assert model.preprocess["size"] == [64, 64] and model.preprocess["mean"] == [123.675, 116.28, 103.53]
     assert model.facts["source"]["from"] == file_server.url(served)
     assert model.facts["postprocess"] == {"normalize_features": True}
+    assert [port["name"] for side in ("inputs", "outputs") for port in model.facts[side]] == [
+        "pixels",
+        "unit_embedding",
+    ]
     session = Session(model.files["model"], "cpu")
     assert [(item.name, item.dtype, item.shape) for item in session.inputs] == [
         ("pixels", np.uint8, ("batch", 64, 64, 3))
