@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,12 +37,20 @@ class Service:
     Attributes:
         process: of the service.
         url: that it printed.
-        log: lines of its standard error.
+        log: lines of its standard error, as far as they have been read.
+        reader: reads them until the process has ended.
     """
 
     process: subprocess.Popen[str]
     url: str
     log: list[str] = field(default_factory=list)
+    reader: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert self.process.stderr is not None
+        # Line by line, so that each can be seen at once.
+        self.reader = threading.Thread(target=self.log.extend, args=(self.process.stderr,), daemon=True)
+        self.reader.start()
 
     @property
     def port(self) -> int:
@@ -55,9 +64,23 @@ class Service:
         assert response.status_code == 200, response.text
         return response.json()["result"]
 
+    def logged(self, text: str) -> list[str]:
+        """Return the lines of the log that hold a text, once there are any: an answer may be faster than its line."""
+        end = time.monotonic() + WAIT
+        while not (lines := [line for line in self.log if text in line]):
+            assert time.monotonic() < end, self.log
+            time.sleep(0.01)
+        return lines
+
+    def ended(self) -> int:
+        """Wait for the process and the last line of its log; return its exit status."""
+        status = self.process.wait(WAIT)
+        self.reader.join(WAIT)
+        return status
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(WAIT)
+        return self.ended()
 
     def memory(self) -> int:
         return int(psutil.Process(self.process.pid).memory_info().rss)
@@ -106,14 +129,8 @@ def start(configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
             command += ["--pipeline", name]
         environment = os.environ | {"OVSEG_HOME": str(home or tmp_path_factory.mktemp("home"))}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
         service = Service(process, "")
-        errors = process.stderr
-
-        def read() -> None:
-            service.log.extend(errors)
-
-        threading.Thread(target=read, daemon=True).start()
         running.append(service)
         service.url = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", service.url), service.log

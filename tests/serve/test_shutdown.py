@@ -238,7 +238,7 @@ def test_a_second_ctrl_c_ends_it_at_once(start: Start) -> None:
     service.process.send_signal(signal.SIGINT)
     time.sleep(0.1)
     service.process.send_signal(signal.SIGINT)
-    assert service.process.wait(WAIT) == 130
+    assert service.ended() == 130
     for client in clients:
         client.join()
     assert outcomes.keys() == {"200", "given up"}, outcomes
