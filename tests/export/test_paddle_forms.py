@@ -20,6 +20,7 @@ from ovseg_export.convert import convert  # noqa: E402
 from ovseg_export.paddle_forms import FORMS, recovered  # noqa: E402
 from paddle.static import InputSpec  # noqa: E402
 
+from ovseg.bench.workers import paddle_side  # noqa: E402
 from ovseg.session import Session  # noqa: E402
 from ovseg.zoo import find_model, load_zoo  # noqa: E402
 
@@ -36,10 +37,21 @@ def test_every_model_that_ships_has_a_form() -> None:
 
 
 def test_the_embedding_network_has_the_shipped_weights(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).normal(0, 1, (2, 3, shitu_tiny.REC_SIZE, shitu_tiny.REC_SIZE)).astype(np.float32)
-    archive = written("ShiTu-tiny-rec", tmp_path)
-    (got,) = archive.run({"x": images}).values()
-    expected = Session(find_model("ShiTu-tiny-rec").files["model"], "cpu").run({"image": images})["embedding"]
+    size, folder = shitu_tiny.REC_SIZE, find_model("ShiTu-tiny-rec")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
+    archive = written("ShiTu-tiny-rec", tmp_path / "archive")
+    np.savez(tmp_path / "feeds.npz", pixels=pixels)
+    side = paddle_side.Side(
+        {
+            "subject": {"paddle": {"model": tmp_path / "archive"}, "preprocess": {"model": folder.preprocess}},
+            "runs": {2: [{"feeds": tmp_path / "feeds.npz"}]},
+            "threads": 1,
+        }
+    )
+    side.call(2)
+    ((image,),) = side._feeds[2]
+    (got,) = archive.run({"x": image}).values()
+    expected = Session(folder.files["model"], "cpu").run({"pixels": pixels})["unit_embedding"]
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
