@@ -32,7 +32,7 @@ FILES = [
     for role, path in open_model_folder(bundled_dir(name)).files.items()
 ]
 # OpenVINO's provider 1.24 cannot run graphs with loops (ShiTu-tiny-det), and mixes up inputs of SAM-tiny's decoder.
-OPENVINO_LACKS = ("ShiTu-tiny-det", "decoder", "multimask")
+OPENVINO_LACKS = ("ShiTu-tiny-det", "MaskSeg-tiny")
 
 
 @functools.cache
@@ -70,7 +70,10 @@ def feeds(session: Session) -> dict[str, np.ndarray]:
     found = {}
     for info in session.inputs:
         shape = [size if isinstance(size, int) else SIZES[str(size)] for size in info.shape]
-        found[info.name] = random.random(shape, dtype=np.float32).astype(info.dtype)
+        bytes_wanted = info.dtype == np.uint8
+        found[info.name] = (
+            random.integers(0, 256, shape, np.uint8) if bytes_wanted else random.random(shape, np.float32)
+        )
     if "point_coords" in found:
         found["point_coords"] *= 512
         found["point_labels"] = np.ones_like(found["point_labels"])
