@@ -46,8 +46,11 @@ def serve(connection: Connection, path: str, threads: str) -> None:
     os.environ["OVSEG_THREADS"] = threads
     session = Session(path, "cpu")
     random = np.random.default_rng(0)
-    sizes = {info.name: [size if isinstance(size, int) else 1 for size in info.shape] for info in session.inputs}
-    feeds = {name: random.random(size, dtype=np.float32) for name, size in sizes.items()}
+    feeds = {}
+    for info in session.inputs:
+        shape = [size if isinstance(size, int) else 1 for size in info.shape]
+        takes_bytes = info.dtype == np.uint8
+        feeds[info.name] = random.integers(0, 256, shape, np.uint8) if takes_bytes else random.random(shape, np.float32)
     session.run(feeds)
     connection.send(None)
     while (asked := connection.recv()) is not None:
