@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ovseg.device import CPU, CUDA, Provider, resolve_device
 from ovseg.errors import ConfigError, DeviceUnavailable, ModelError
 from ovseg.runtime import usable_cpus
-from ovseg.session import RunError, Session, TensorInfo, _not_loaded, _turns, check_fixed
+from ovseg.session import PROBE, RunError, Session, TensorInfo, _not_loaded, _Replay, _turns, check_fixed
 
 HAS_CUDA = CUDA in onnxruntime.get_available_providers()
 CPU_BUILD = pytest.mark.skipif(HAS_CUDA, reason="holds for the CPU build of ONNX Runtime")
@@ -195,6 +195,18 @@ def test_a_cuda_graph_wants_fixed_shapes():
     for shape in ((1, "n"), (None, 4), ()):
         with pytest.raises(ConfigError, match="enable_cuda_graph is set, and 'y' of m has no fixed shape"):
             check_fixed("m", [fixed, TensorInfo("y", np.dtype("float32"), shape)], "enable_cuda_graph")
+
+
+def test_a_replay_takes_what_lies_on_a_device_and_leaves_earlier_results_alone():
+    # The CPU has no CUDA graphs; where inputs are copied to and outputs from is the same.
+    session = Session(PROBE, "cpu")
+    session._replay = _Replay(session._session, session.outputs, ("cpu", 0))
+    given = np.random.default_rng(0).random((4, 2, 3), dtype=np.float32)
+    expected = [Session(PROBE, "cpu").run({"x": x})["y"] for x in given]
+    resident = onnxruntime.OrtValue.ortvalue_from_numpy(given[1].copy())
+    feeds = [given[0], resident, np.asfortranarray(given[2]), np.repeat(given[3], 2, axis=1)[:, ::2]]
+    found = [session.run_resident({"x": x})["y"] for x in feeds]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_waiting_threads_do_not_keep_the_cores(linear):

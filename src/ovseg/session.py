@@ -178,12 +178,14 @@ class Session:
         self.outputs = tuple(self._info(node) for node in self._session.get_outputs())
         self._expected = {info.name: info for info in self.inputs}
         self._known = [info.name for info in self.outputs]
-        self._memory = (_MEMORIES.get(self.providers[0], "cpu"), self.device.index)
+        memory = (_MEMORIES.get(self.providers[0], "cpu"), self.device.index)
         main = self.device.providers[0]
         graph = _GRAPH_OPTIONS.get(main.name, "")
         if replays := main.is_on(graph):
             check_fixed(self._label, (*self.inputs, *self.outputs), graph)
-        self._replay = _Replay(self._session, self.outputs, self._memory) if replays else None
+        self._replay = _Replay(self._session, self.outputs, memory) if replays else None
+        # What a replay leaves on the device is written over by the next, so that it is copied.
+        self._memory = ("cpu", 0) if replays else memory
         # DirectML is documented as not safe to run from several threads at once.
         alone = replays or _DML in self.providers
         self._turns = _turns(1 if alone else 2 * usable_cpus() if self.providers == (CPU,) else 0)
@@ -209,7 +211,8 @@ class Session:
     def run_resident(self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """As `run`, with outputs that stay in the memory of the device, where a session on it reads them.
 
-        They are arrays where that is the memory of the CPU, else ONNX Runtime's `OrtValue`; `numpy()` of one copies it.
+        They are arrays where that is the memory of the CPU, or where runs are replayed as a CUDA graph; else ONNX
+        Runtime's `OrtValue`, and `numpy()` of one copies it.
         """
         resident: dict[str, Tensor] = self._run(feeds, outputs, self._memory)
         return resident
@@ -228,7 +231,7 @@ class Session:
         to_host = memory[0] == "cpu"
         try:
             with next(self._turns):
-                if to_host and self._replay is not None:
+                if self._replay is not None:
                     values = self._replay.run(feeds, wanted)
                 elif to_host and on_host:
                     values = self._session.run(wanted, dict(feeds))
@@ -244,7 +247,7 @@ class Session:
         binding = self._session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                binding.bind_cpu_input(name, _on_host(value))
             else:
                 binding.bind_ortvalue_input(name, value)
         for name in wanted:
@@ -372,7 +375,7 @@ class _Replay:
             self._bind(feeds)
         else:
             for name, value in feeds.items():
-                self._inputs[name].update_inplace(value)
+                self._inputs[name].update_inplace(_on_host(value))
         self._session.run_with_iobinding(self._binding)
         found = dict(zip((info.name for info in self._outputs), self._binding.copy_outputs_to_cpu(), strict=True))
         return [found[name] for name in wanted]
@@ -381,8 +384,7 @@ class _Replay:
         value_class = import_onnxruntime().OrtValue
         self._binding = self._session.io_binding()
         for name, value in feeds.items():
-            array = value if isinstance(value, np.ndarray) else value.numpy()
-            self._inputs[name] = value_class.ortvalue_from_numpy(array, *self._memory)
+            self._inputs[name] = value_class.ortvalue_from_numpy(_on_host(value), *self._memory)
             self._binding.bind_ortvalue_input(name, self._inputs[name])
         for info in self._outputs:
             kept = value_class.ortvalue_from_shape_and_type(info.shape, info.dtype.type, *self._memory)
@@ -420,6 +422,11 @@ def _fits(shape: Sequence[int], wanted: Sequence[int | str | None]) -> bool:
         if got != want and isinstance(want, int):
             return False
     return True
+
+
+def _on_host(value: Tensor) -> np.ndarray:
+    """Return an array whose elements follow each other, a copy if it has to be, as of a tensor on a device."""
+    return np.ascontiguousarray(value if isinstance(value, np.ndarray) else value.numpy())
 
 
 def _described(value: Tensor) -> tuple[np.dtype[Any], Sequence[int]]:
