@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ovseg.device import resolve_device
 from ovseg.model_folder import open_model_folder
 from ovseg.pipelines.embedder import Embedder
 from ovseg.pipelines.image_recognition import ImageRecognitionPipeline
+from ovseg.zoo import find_model
 
 RED, GREEN, BLUE, WHITE, BLACK = (0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 255), (0, 0, 0)
 YELLOW, PINK = (0, 255, 255), (255, 0, 255)
@@ -350,6 +352,28 @@ def test_paddlexs_configuration(models, index, tmp_path: Path) -> None:
     config["rec_topk"] = 0
     with pytest.raises(ConfigError, match="rec_topk is 0"):
         create_pipeline(config=config)
+
+
+def test_what_is_no_image_is_not_embedded(pipeline) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    assert pipeline.embed([image, image[::-1, ::2]]).shape == (2, pipeline.dim)
+    grey, floats, wide = image[..., 0], image.astype(np.float32), np.dstack([image, image])
+    for other in (grey, grey[..., None], floats, image.astype(np.uint16), wide, image[:0], image.tolist()):
+        with pytest.raises(ImageError, match="An image to embed is"):
+            pipeline.embed([image, other])
+
+
+@pytest.mark.parametrize("name", ["ShiTu-tiny-det", "ShiTu-tiny-rec", "MaskSeg-tiny"])
+def test_a_size_that_is_not_the_graphs_is_refused_with_the_folder(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    shutil.copytree(find_model(name).path, folder)
+    facts = yaml.safe_load((folder / "model.yaml").read_text())
+    facts["preprocess"]["size"] = [96, 112]
+    (folder / "model.yaml").write_text(yaml.safe_dump(facts))
+    pipeline = "instance_segmentation" if name == "MaskSeg-tiny" else "PP-ShiTuV2"
+    option = "det_model_dir" if name == "ShiTu-tiny-det" else "model_dir"
+    with pytest.raises(ModelError, match=r"model\.yaml: preprocess has the size \[96, 112\].*the network takes"):
+        create_pipeline(pipeline, device="cpu", **{option: folder})
 
 
 def test_models_in_the_wrong_place(models) -> None:

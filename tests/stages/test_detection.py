@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from ovseg.errors import ConfigError, ModelError
 from ovseg.stages.detection import (
+    check_shape,
     class_thresholds,
     clip_boxes,
     parse_threshold,
@@ -88,11 +90,39 @@ def test_floats_are_resized_where_the_model_normalises_first() -> None:
         ({"interp": "bilinear"}, "interp 'bilinear'"),
         ({"interp": ["linear"]}, "interp"),
         ({"pad_stride": 0}, "pad_stride 0"),
+        ({"size": [640.5, 640]}, r"size \[640.5, 640\]"),
+        ({"keep_ratio": "false"}, "keep_ratio 'false'"),
+        ({"normalize_first": 1}, "normalize_first 1"),
     ],
 )
 def test_wrong_preprocessing_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         read_preprocessing(FACTS | changes, "model.yaml: preprocess")
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "takes_bytes", "fits"),
+    [
+        ({}, (1, 3, 32, 48), False, True),
+        ({}, ("batch", 3, "height", 48), False, True),
+        ({}, (), False, True),
+        ({}, (1, 3, 48, 32), False, False),
+        ({"pad_stride": 32}, (1, 3, 32, 64), False, True),
+        ({"pad_stride": 32}, (1, 3, 32, 48), False, False),
+        ({"keep_ratio": True}, (1, 3, 5, 5), False, True),
+        ({"normalize_first": True}, (1, 3, 32, 48), False, True),
+        ({}, ("batch", 32, 48, 3), True, True),
+        ({}, ("batch", 48, 32, 3), True, False),
+        ({"normalize_first": True}, ("batch", 32, 48, 3), True, False),
+        ({"pad_stride": 32}, ("batch", "height", "width", 3), True, False),
+    ],
+)
+def test_images_that_a_network_does_not_take(
+    changes: dict[str, Any], shape: tuple[Any, ...], takes_bytes: bool, fits: bool
+) -> None:
+    preprocessing = read_preprocessing(FACTS | {"size": [32, 48], "keep_ratio": False} | changes, "x")
+    with contextlib.nullcontext() if fits else pytest.raises(ModelError, match=r"^model.yaml has the size \[32, 48\]"):
+        check_shape(preprocessing, shape, "model.yaml", takes_bytes=takes_bytes)
 
 
 def test_thresholds() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from ..device import Device
 from ..errors import ModelError
 from ..session import Session
-from ..stages.detection import class_thresholds, clip_boxes, prepare, read_preprocessing
+from ..stages.detection import check_shape, class_thresholds, clip_boxes, prepare, read_preprocessing
 from ..zoo import ModelFolder
 
 
@@ -51,7 +51,8 @@ class Detector:
 
     def __init__(self, folder: ModelFolder, device: Device, session_options: Mapping[str, Any]) -> None:
         self._folder = folder
-        self._preprocessing = read_preprocessing(folder.preprocess, f"{folder.path / 'model.yaml'}: preprocess")
+        where = f"{folder.path / 'model.yaml'}: preprocess"
+        self._preprocessing = read_preprocessing(folder.preprocess, where)
         self._session = Session(folder.files["model"], device, **session_options)
         self._inputs = {tensor.name: tensor for tensor in self._session.inputs}
         outputs = {tensor.name for tensor in self._session.outputs}
@@ -65,6 +66,7 @@ class Detector:
                 f"outputs {', '.join(outputs)}, which are not those of a detector.",
                 "Export the model again, or choose another.",
             )
+        check_shape(self._preprocessing, self._inputs["image"].shape, where)
         # Kept in their ratio, images would differ in size.
         batches = (
             self._inputs["image"].shape[0] != 1 and folder.proven_batch != 1 and not self._preprocessing.keep_ratio

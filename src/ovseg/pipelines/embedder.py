@@ -10,7 +10,7 @@ import numpy as np
 from ..device import Device
 from ..errors import ModelError
 from ..session import Session
-from ..stages.detection import network_input, read_preprocessing, resize_all
+from ..stages.detection import check_shape, network_input, read_preprocessing, resize_all
 from ..stages.embedding import normalise
 from ..zoo import ModelFolder
 
@@ -56,6 +56,7 @@ class Embedder:
                 "those of a feature model.",
                 "Export the model again, or choose another.",
             )
+        check_shape(self._preprocessing, inputs[0].shape, where, takes_bytes=self._input == "pixels")
         self.dim = shape[1]
         self._dtype = inputs[0].dtype
         self._batch_size = 1 if 1 in (inputs[0].shape[0], folder.proven_batch) else batch_size

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..device import Device
-from ..errors import ConfigError, GalleryError, OvsError
+from ..errors import ConfigError, GalleryError, ImageError, OvsError
 from ..images import Image
 from ..index import Gallery, Index, Matches, Settings, create_index, is_milvus, load_index
 from ..index.engine import require_engine
@@ -120,7 +120,12 @@ class ImageRecognitionPipeline(Pipeline):
             images: HxWx3 uint8 BGR.
             metric: `IP` or `L2` for [N, D] float32 of unit length, `hamming` for [N, D / 8] uint8.
             device: device of this call; None is the pipeline's.
+
+        Raises:
+            ImageError: one is something else.
         """
+        for image in images:
+            _check_pixels(image)
         embeddings = self._load(self._device(device))[1].embed(images)
         return binarise(embeddings) if metric == "hamming" else embeddings
 
@@ -129,6 +134,7 @@ class ImageRecognitionPipeline(Pipeline):
 
         Raises:
             GalleryError: the index is of another model or cannot be opened.
+            ImageError: as there.
         """
         return self.embed(images, self._open(index).metric, device)
 
@@ -411,6 +417,14 @@ class ImageRecognitionPipeline(Pipeline):
                 lambda folder, on, options: Embedder(folder, on, batch_size=size, session_options=options),
             ),
         )
+
+
+def _check_pixels(image: Any) -> None:
+    """Refuse what is no image: OpenCV resizes other arrays into one of their own, and the network's stays as it was."""
+    array = isinstance(image, np.ndarray)
+    if not (array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
+        given = f"{image.dtype} {list(image.shape)}" if array else f"a {type(image).__name__}"
+        raise ImageError(f"An image to embed is {given}.", "Give arrays HxWx3 uint8, in the order B, G, R.")
 
 
 def _moved(items: Gallery, index: Index) -> Index:

@@ -12,7 +12,7 @@ from ..device import Device
 from ..errors import ModelError
 from ..schema import is_number
 from ..session import Session
-from ..stages.detection import class_thresholds, clip_boxes, prepare, read_preprocessing
+from ..stages.detection import check_shape, class_thresholds, clip_boxes, prepare, read_preprocessing
 from ..stages.masks import binary_masks, mask_boxes, paste_into_boxes, resize_masks
 from ..zoo import ModelFolder
 
@@ -58,7 +58,8 @@ class Segmenter:
 
     def __init__(self, folder: ModelFolder, device: Device, session_options: Mapping[str, Any]) -> None:
         self._folder = folder
-        self._preprocessing = read_preprocessing(folder.preprocess, f"{folder.path / 'model.yaml'}: preprocess")
+        where = f"{folder.path / 'model.yaml'}: preprocess"
+        self._preprocessing = read_preprocessing(folder.preprocess, where)
         self._session = Session(folder.files["model"], device, **session_options)
         self._inputs = {tensor.name: tensor for tensor in self._session.inputs}
         names = {tensor.name for tensor in self._session.outputs}
@@ -75,6 +76,7 @@ class Segmenter:
                 f"outputs {', '.join(names)}, which are not those of instance segmentation.",
                 "Export the model again, or choose another.",
             )
+        check_shape(self._preprocessing, self._inputs["image"].shape, where)
         self.takes_batches = self.gives_boxes and self._inputs["image"].shape[0] != 1 and folder.proven_batch != 1
 
     def segment(self, pixels: Sequence[np.ndarray], thresholds: np.ndarray) -> list[Instances]:

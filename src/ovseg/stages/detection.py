@@ -92,23 +92,60 @@ def read_preprocessing(facts: Mapping[str, Any], where: str) -> Preprocessing:
         raise ModelError(f"{where} has the interp {interpolation!r}.", f"Use one of {', '.join(INTERPOLATIONS)}.")
     height, width = _numbers(facts, "size", 2, where)
     stride = facts.get("pad_stride", 1)
-    if min(height, width) < 1 or isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+    if (
+        min(height, width) < 1
+        or not (height.is_integer() and width.is_integer())
+        or isinstance(stride, bool)
+        or not isinstance(stride, int)
+        or stride < 1
+    ):
         raise ModelError(
             f"{where} has the size {facts['size']!r} and the pad_stride {stride!r}.",
             "Give whole numbers above 0.",
         )
+    for key in ("keep_ratio", "normalize_first"):
+        if not isinstance(facts.get(key, False), bool):
+            raise ModelError(f"{where} has the {key} {facts[key]!r}.", "Give true or false.")
     std = _numbers(facts, "std", 3, where)
     if 0 in std:
         raise ModelError(f"{where} has the std {facts['std']!r}.", "Give three numbers above 0.")
     return Preprocessing(
         size=(int(height), int(width)),
-        keep_ratio=bool(facts.get("keep_ratio", False)),
+        keep_ratio=facts.get("keep_ratio", False),
         interpolation=INTERPOLATIONS[interpolation],
         mean=_numbers(facts, "mean", 3, where),
         std=std,
         stride=stride,
-        normalise_first=bool(facts.get("normalize_first", False)),
+        normalise_first=facts.get("normalize_first", False),
     )
+
+
+def check_shape(
+    preprocessing: Preprocessing, shape: Sequence[int | str | None], where: str, *, takes_bytes: bool = False
+) -> None:
+    """Refuse a preprocessing that makes other images than a network takes, before each image is blamed for it.
+
+    Args:
+        preprocessing: of the network.
+        shape: what the network takes, [N, 3, H, W], with the names of free axes; [N, H, W, 3] of bytes.
+        where: how messages name the preprocessing.
+        takes_bytes: whether the network normalises images itself.
+
+    Raises:
+        ModelError: the sizes differ, or the network takes bytes and the images are padded or normalised.
+    """
+    made = tuple(side + -side % preprocessing.stride for side in preprocessing.size)
+    taken = shape[1:3] if takes_bytes else shape[2:4]
+    fits = all(side == size for side, size in zip(made, taken, strict=False) if isinstance(size, int))
+    if takes_bytes:
+        fits = fits and made == preprocessing.size and not preprocessing.normalise_first
+    if not (fits or preprocessing.keep_ratio):
+        extra = ", normalize_first" if preprocessing.normalise_first else ""
+        raise ModelError(
+            f"{where} has the size {list(preprocessing.size)}, pad_stride {preprocessing.stride}{extra}, and the "
+            f"network takes [{', '.join(map(str, shape))}].",
+            "Export the model again, or take its folder as it was.",
+        )
 
 
 def _numbers(facts: Mapping[str, Any], key: str, count: int, where: str) -> tuple[float, ...]:
