@@ -523,6 +523,47 @@ def test_auto_runs_on_the_cpu_and_says_so_once(linear, tmp_path):
     assert done.stderr == ""
 
 
+@CPU_BUILD
+def test_auto_warns_where_another_build_lies_over_that_of_a_device(linear, tmp_path):
+    path = tmp_path / "linear.onnx"
+    path.write_bytes(linear)
+    both = "import ovseg.runtime, ovseg.session\n"
+    both += "ovseg.runtime.installed_runtimes = lambda: ('onnxruntime', 'onnxruntime-gpu')\n"
+    both += "ovseg.session.libraries = lambda provider: ['libonnxruntime_providers_cuda.so']\n"
+    done = subprocess.run([sys.executable, "-c", both + AUTO, path], capture_output=True, text=True, check=True)
+    warning, last = done.stdout.splitlines()
+    assert warning.startswith(
+        "WARNING Device auto: running on cpu. CUDAExecutionProvider cannot be used: onnxruntime and onnxruntime-gpu "
+        "are installed together and overwrite each other's files. Run: pip uninstall -y onnxruntime onnxruntime-gpu && "
+    )
+    assert last == f"{CPU} cpu"
+
+
+def test_a_device_that_works_and_does_not_take_a_model_is_told_apart(linear, tmp_path, monkeypatch):
+    path = tmp_path / "linear.onnx"
+    path.write_bytes(linear)
+    start = onnxruntime.InferenceSession
+    refused = [str(path)]
+
+    def without(model, *arguments, providers, **options):
+        if providers[0][0] != CPU and model in refused:
+            raise RuntimeError("[ONNXRuntimeError] : " + "here and there " * 100 + "no loops")
+        session = start(model, *arguments, providers=[CPU], **options)
+        session.get_providers = lambda: [name for name, _ in providers]
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["DmlExecutionProvider", CPU])
+    with pytest.raises(DeviceUnavailable, match=r"^DmlExecutionProvider works, but not with .*linear\.onnx") as caught:
+        Session(path, "dml")
+    assert caught.value.cause.endswith(" here and there no loops.") and len(caught.value.cause) < 400 + len(str(path))
+    assert caught.value.cure.startswith("Use another device for this model")
+    refused.append(PROBE)
+    with pytest.raises(DeviceUnavailable, match=r"DmlExecutionProvider cannot be used") as caught:
+        Session(path, "dml")
+    assert "Check that the device exists" in caught.value.cure
+
+
 @pytest.mark.skipif(not HAS_CUDA or Path("/dev/nvidiactl").exists(), reason="needs a GPU build without a GPU")
 def test_auto_with_a_gpu_build_that_cannot_work_warns_once(linear, tmp_path):
     path = tmp_path / "linear.onnx"

@@ -74,6 +74,7 @@ _GRAPH_OPTIONS = {CUDA: "enable_cuda_graph", TENSORRT: "trt_cuda_graph_enable"}
 # where another session, thread or process wants the core, it is lost to both.
 _SPIN_MICROSECONDS = 20
 _MOST_THREADS = 1024  # ONNX Runtime starts as many as it is told: a million takes minutes and gigabytes
+_MOST_SAID = 300  # characters of a provider's message, which may have kilobytes
 _SPINS_FOR_A_WHILE = (1, 26)  # the first ONNX Runtime that lets us set how long
 
 _said: set[int] = set()
@@ -317,7 +318,10 @@ class Session:
                     f"{self._label} cannot be loaded: {one_line(cpu_error)}.",
                     "Check that it is a whole ONNX file, and next to its external data if it has any.",
                 ) from error
-            trouble = _not_loaded(device.providers[0], one_line(error))
+            trouble = _not_taken(ort, self._label, options, device, one_line(error))
+        if trouble is None and not device.named and device.kind == "cpu" and libraries(CUDA):
+            reason = f"its library is in {provider_folder()}, and the ONNX Runtime there was built without it"
+            trouble = unavailable(CUDA, reason, reinstall=True)
         if trouble is None:
             if not device.named:
                 _say_once(logging.INFO, f"Device auto: running on {device.kind}.")
@@ -596,6 +600,29 @@ def _not_used(session: Any, device: Device) -> DeviceUnavailable | None:
         if provider.name not in used:
             return _not_loaded(provider, "ONNX Runtime could not start it and went on without it")
     return None
+
+
+def _not_taken(ort: Any, label: str, options: Any, device: Device, reason: str) -> DeviceUnavailable:
+    """Build the error for a device that did not load a model which the CPU did: for the one or for the other's sake."""
+    main = device.providers[0]
+    if OUT_OF_MEMORY.search(reason) or not _works(ort, options, device):
+        return _not_loaded(main, reason)
+    # A provider tells where it was first, and what happened last.
+    end = reason if len(reason) <= _MOST_SAID else f"... {reason[-_MOST_SAID:].partition(' ')[2]}"
+    return DeviceUnavailable(
+        f"{main.name} works, but not with {label}: {end}.",
+        'Use another device for this model, such as device="cpu" (--device cpu); OVSEG_DEBUG=1 shows all.',
+    )
+
+
+def _works(ort: Any, options: Any, device: Device) -> bool:
+    """Whether a device loads a model that any does."""
+    if load_failure(device.providers[0].name) is not None:  # its library may end the process when it is tried again
+        return False
+    try:
+        return _not_used(_create(ort, PROBE, options, device), device) is None
+    except Exception:
+        return False
 
 
 def _not_loaded(provider: Provider, otherwise: str) -> DeviceUnavailable:
