@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import __version__
 from .cache import archives_dir, cache_dir, engines_dir, models_dir, tuned_dir
@@ -33,10 +33,6 @@ from .runtime import (
     runtime_conflict,
     usable_cpus,
 )
-
-if TYPE_CHECKING:
-    from .device import Device
-    from .model_folder import ModelFolder
 
 OK, WARNING, FAILURE, ABSENT = "ok", "warning", "failure", "absent"
 
@@ -252,16 +248,19 @@ def node_counts(folder: Path) -> dict[str, Counter[str]]:
 def model_check(name: str | None, model_dir: str | None, device: str | None) -> list[Check]:
     """Run a model on a sample image and count the nodes that each provider took.
 
-    Image recognition runs two models: the nodes are those of both, the other being the one that ships.
-
     Raises:
         OvsError: the model or the device cannot be used, or the run fails.
     """
+    from .pipelines.workloads import load_workload
     from .zoo import find_model
 
-    folder = find_model(name, model_dir)
+    folder, used = find_model(name, model_dir), resolve_device(device)
     with tempfile.TemporaryDirectory() as scratch:
-        used, seconds = _run_on_sample(folder, device, scratch)  # the sessions write their profiles as they go
+        work = load_workload(folder, used, {"profile": scratch})
+        started = time.perf_counter()
+        work.run(0)
+        seconds = time.perf_counter() - started
+        del work  # its sessions write their profiles as they go
         counts = node_counts(Path(scratch))
     main = used.providers[0].name
     if not used.named and not any(main in nodes for nodes in counts.values()):
@@ -273,31 +272,7 @@ def model_check(name: str | None, model_dir: str | None, device: str | None) -> 
         fell = bool(away) and used.kind != "cpu"
         text += f" ({away} of {total} are not on {used.kind})" if fell else ""
         checks.append(Check("models", model, WARNING if fell else OK, text))
-    return [*checks, Check("models", folder.name, OK, f"first image after {seconds:.2f} s on {used.kind}")]
-
-
-def _run_on_sample(folder: ModelFolder, device: str | None, profile: str) -> tuple[Device, float]:
-    """Run a model on a sample image; return the device used and the seconds of the run."""
-    from .images import read_images
-    from .pipelines import create_pipeline
-    from .samples import samples
-
-    sample = samples()[0]
-    options: dict[str, Any] = {}
-    if folder.family == "sam":
-        options = {"prompt": list(sample.boxes.values())}
-        if folder.facts.get("prompts") == ["point"]:
-            options = {"prompt": list(sample.points.values()), "prompt_type": "point"}
-    if folder.task == "image_recognition":
-        one: dict[str, Any] = {"det_model_dir" if folder.family == "picodet" else "model_dir": str(folder.path)}
-        pipeline: Any = create_pipeline("PP-ShiTuV2", device=device, profile=profile, **one)
-        (image,) = read_images(str(sample.path))
-        options = {"index": pipeline.build_index([image.pixels], [sample.name], index_type="Flat")}
-    else:
-        pipeline = create_pipeline(folder.task, device=device, profile=profile, model_dir=str(folder.path))
-    started = time.perf_counter()
-    list(pipeline.predict(str(sample.path), **options))
-    return pipeline.device, time.perf_counter() - started
+    return [*checks, Check("models", folder.name, OK, f"first image after {1000 * seconds:.0f} ms on {used.kind}")]
 
 
 def as_facts(checks: list[Check]) -> list[dict[str, str]]:

@@ -147,6 +147,10 @@ def _main(argv: list[str]) -> int:
             return 1
         if reporting.tracebacks:
             raise
+        if isinstance(error, MemoryError):
+            print(f"ovs: The memory of this machine ran out{f': {error}' if str(error) else ''}.", file=sys.stderr)
+            print("     Use smaller images or fewer at once, or end what else uses it.", file=sys.stderr)
+            return 1
         print(f"ovs: {type(error).__name__}: {error}", file=sys.stderr)
         print("     This is a fault in ovseg: run again with --debug and report it.", file=sys.stderr)
         return 1
