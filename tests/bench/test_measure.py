@@ -19,7 +19,8 @@ from ovseg.bench.environments import interpreter, parse_peers
 from ovseg.bench.forms import NoArchive
 from ovseg.bench.side import Side, SideFailure
 from ovseg.bench.subjects import TASKS, choose, shipped
-from ovseg.errors import ConfigError, MissingExtra, ModelError, OvsError
+from ovseg.errors import ConfigError, DeviceUnavailable, MissingExtra, ModelError, OvsError
+from ovseg.runtime import import_onnxruntime
 from ovseg.samples import samples
 from ovseg.zoo import bundled_dir, load_zoo
 
@@ -87,6 +88,7 @@ def test_a_run_compares_ours_with_the_bare_session(tmp_path: Path) -> None:
         ({"pipelines": ["open_vocabulary_segmentatoin"]}, "did you mean 'open_vocabulary_segmentation'"),
         ({"devices": ["cupu"]}, "cupu"),
         ({"devices": []}, "No device"),
+        ({"devices": ["cpu", "auto"]}, "auto may be one or another"),
         ({"seconds": math.nan}, "seconds is nan"),
         ({"seconds": math.inf}, "seconds is inf"),
         ({"image": samples()[0].path.parent}, "Give one image"),
@@ -122,6 +124,24 @@ def test_an_environment_that_lacks_a_package_is_told() -> None:
     (peer,) = parse_peers(["paddlex"], [f"paddlex={sys.executable}"]).values()
     with pytest.raises(MissingExtra, match=r"lacks paddlex.*paddlex\[cv\]==3.7.2"):
         interpreter("paddlex", peer, print)
+
+
+@pytest.mark.skipif(len(import_onnxruntime().get_available_providers()) > 2, reason="needs a CPU build")
+def test_a_device_that_does_not_work_is_told_before_anything_is_measured() -> None:
+    said: list[str] = []
+    with pytest.raises(DeviceUnavailable, match="CANNExecutionProvider"):
+        measure.run(measure.Plan(devices=["cpu", "cann"]), said.append)
+    assert not said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script of the shell")
+@pytest.mark.parametrize("says", ["", "hello"])
+def test_a_program_that_is_no_interpreter_is_told(says: str, tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho {says}\n")
+    program.chmod(0o755)
+    with pytest.raises(ConfigError, match="does not run as a Python interpreter"):
+        interpreter("paddlex", program, print)
 
 
 def test_an_interpreter_that_is_none_is_told(tmp_path: Path) -> None:
@@ -161,7 +181,7 @@ def compared_with(alternative: Path, orders: str, batches: list[int]) -> dict[st
     wall = '{"wall": 1, "cpu": 1}'
     ready = f'{{"event": "ready", "imported": {wall}, "loaded": {wall}, "first": {wall}, "cpu": 1, "late": 0, '
     ready += '"memory": {}, "found": null, "settings": {}}'
-    alternative.write_text(f"#!/bin/sh\n[ $1 = -c ] && exit 0\necho '{ready}'\n{orders}\n")
+    alternative.write_text(f"#!/bin/sh\n[ $1 = -c ] && echo lacks && exit 0\necho '{ready}'\n{orders}\n")
     alternative.chmod(0o755)
     plan = measure.Plan(
         pipelines=["instance_segmentation"],

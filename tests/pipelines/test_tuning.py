@@ -14,7 +14,7 @@ import pytest
 from ovseg import create_pipeline
 from ovseg.cache import tuned_dir
 from ovseg.device import resolve_device
-from ovseg.errors import ConfigError, DeviceUnavailable
+from ovseg.errors import ConfigError, DeviceUnavailable, ModelError
 from ovseg.pipelines import tuning
 from ovseg.pipelines.hpi import HpiConfig, read_hpi_config
 from ovseg.pipelines.tuning import Setting, Trial, candidates, remembered, tune, tuned
@@ -156,6 +156,9 @@ def test_a_cache_that_cannot_be_written_costs_no_answer(folder, tmp_path, monkey
 
 def test_a_setting_that_cannot_be_used_is_left_out(folder, monkeypatch):
     broken = Setting("cpu", precision="int8")
+    with pytest.raises(ModelError, match=r"is not there in int8: there is no folder .*-int8\. Make") as caught:
+        broken.apply(folder, {})
+    assert "ovs export --precision int8" in caught.value.cure
     monkeypatch.setattr(tuning, "candidates", lambda *arguments: [broken])
     found = tune(folder, CPU)
     assert found.setting == Setting("cpu")

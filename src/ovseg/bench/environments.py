@@ -90,12 +90,15 @@ def interpreter(name: str, given: Path | None, say: Say) -> Path:
     peer = PEERS[name]
     if given is None:
         return _make(name, peer, say)
-    probe = "import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if u.find_spec(m) is None])"
+    probe = "import importlib.util as u, sys; print('lacks', *[m for m in sys.argv[1:] if u.find_spec(m) is None])"
     try:
         done = subprocess.run([str(given), "-c", probe, *peer.modules], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ConfigError(f"{given} does not run as a Python interpreter.", "Check --env.") from error
-    if missing := done.stdout.split():
+        word, *missing = done.stdout.split() or [""]
+    except (OSError, subprocess.CalledProcessError, UnicodeDecodeError):
+        word, missing = "", []
+    if word != "lacks":
+        raise ConfigError(f"{given} does not run as a Python interpreter.", "Check --env.")
+    if missing:
         packages = " ".join(f'"{requirement}"' for requirement in peer.requirements)
         raise MissingExtra(
             f"{given} lacks {', '.join(missing)}, which the comparison with {peer.title} needs.",

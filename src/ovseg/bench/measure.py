@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..device import resolve_device
-from ..errors import ConfigError, OvsError
+from ..doctor import FAILURE, device_check
+from ..errors import ConfigError, DeviceUnavailable, OvsError
 from ..images import read_images
 from ..model_folder import ModelFolder
 from ..runtime import usable_cpus
@@ -89,7 +90,8 @@ def check(plan: Plan) -> None:
     if not plan.devices:
         raise ConfigError("No device is named.", "Give some to --providers, such as cpu,cuda.")
     for device in plan.devices:
-        resolve_device(_ALIASES.get(device, device))
+        if not resolve_device(_ALIASES.get(device, device)).named:
+            raise ConfigError(f"The device {device} may be one or another.", "Name devices, such as cpu,cuda.")
     parse_peers(plan.against, plan.environments)
     if plan.archives and not any(PEERS[name].archives for name in plan.against):
         raise ConfigError(
@@ -123,9 +125,13 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
         a subject on a device) and `notes`.
 
     Raises:
-        OvsError: a plan that cannot be carried out, or one of our sides fails. An alternative that fails is a note.
+        OvsError: a plan that cannot be carried out, a device that does not work, or one of our sides fails. An
+            alternative that fails is a note.
     """
     check(plan)
+    for device in plan.devices:
+        if (tried := device_check(_ALIASES.get(device, device))).state == FAILURE:
+            raise DeviceUnavailable(tried.text, tried.cure)
     peers = {
         name: interpreter(name, given, say) for name, given in parse_peers(plan.against, plan.environments).items()
     }

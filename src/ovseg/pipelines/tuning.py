@@ -22,7 +22,7 @@ from typing import Any
 from .. import __version__
 from ..cache import locked, make_folder, tuned_dir
 from ..device import CUDA, OPENVINO, TENSORRT, Device, device_text, resolve_device
-from ..errors import DeviceUnavailable, OvsError
+from ..errors import DeviceUnavailable, ModelError, OvsError
 from ..model_folder import ModelFolder, open_model_folder
 from ..runtime import cuda_devices, import_onnxruntime, installed_runtimes, usable_cpus
 from ..session import PROBE, Session, allowed_threads
@@ -63,10 +63,21 @@ class Setting:
         return ", ".join(words)
 
     def apply(self, folder: ModelFolder, options: Mapping[str, Any]) -> tuple[ModelFolder, Device, dict[str, Any]]:
-        """Return the folder, the device and the options of sessions that the setting stands for."""
+        """Return the folder, the device and the options of sessions that the setting stands for.
+
+        Raises:
+            ModelError: the model is not there in the precision.
+        """
         device = resolve_device(self.device, provider_options=dict(self.provider_options) or None)
-        chosen = folder if self.precision == "fp32" else open_model_folder(_sibling(folder, self.precision))
-        return chosen, device, {**options, "threads": self.threads}
+        if self.precision != "fp32":
+            path = _sibling(folder, self.precision)
+            if not path.is_dir():
+                raise ModelError(
+                    f"The model {folder.name} is not there in {self.precision}: there is no folder {path}.",
+                    f"Make it with `ovs export --precision {self.precision}`, or leave the precision out.",
+                )
+            folder = open_model_folder(path)
+        return folder, device, {**options, "threads": self.threads}
 
 
 @dataclass(frozen=True)
