@@ -131,7 +131,7 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
     check(plan)
     for device in plan.devices:
         if (tried := device_check(_ALIASES.get(device, device))).state == FAILURE:
-            raise DeviceUnavailable(tried.text, tried.cure)
+            raise DeviceUnavailable(f"{tried.text.rstrip('.')}.", tried.cure)
     peers = {
         name: interpreter(name, given, say) for name, given in parse_peers(plan.against, plan.environments).items()
     }
