@@ -39,7 +39,7 @@ def take_pixels(path: Path, preprocess: Mapping[str, Any], pictures: Sequence[Ma
         Whether the file is another now: not where images are normalised before they are resized, or padded after it.
     """
     how = read_preprocessing(preprocess, f"{path}: preprocess")
-    if how.normalise_first or how.keep_ratio or any(side % how.stride for side in how.size):
+    if how.normalise_first or how.keep_ratio or how.padded(how.size) != how.size:
         return False
     pixels = [_pixels(feeds["image"], how) for feeds in pictures]
     factor, offset = how.line

@@ -51,6 +51,11 @@ class Preprocessing:
         std = np.array(self.std).reshape(3, 1, 1)
         return (1 / std).astype(np.float32), (-np.array(self.mean).reshape(3, 1, 1) / std).astype(np.float32)
 
+    def padded(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of a resized image after padding."""
+        height, width = shape
+        return height + -height % self.stride, width + -width % self.stride
+
 
 class Prepared(NamedTuple):
     """A detector's input for N images.
@@ -134,7 +139,7 @@ def check_shape(
     Raises:
         ModelError: the sizes differ, or the network takes bytes and the images are padded or normalised.
     """
-    made = tuple(side + -side % preprocessing.stride for side in preprocessing.size)
+    made = preprocessing.padded(preprocessing.size)
     taken = shape[1:3] if takes_bytes else shape[2:4]
     fits = all(side == size for side, size in zip(made, taken, strict=False) if isinstance(size, int))
     if takes_bytes:
@@ -197,9 +202,8 @@ def network_input(pixels: Sequence[np.ndarray], shape: tuple[int, int], preproce
         Nx3xhxw float32, R, G, B.
     """
     rows, columns = shape
-    stride = preprocessing.stride
-    height, width = rows + -rows % stride, columns + -columns % stride
-    batch = (np.empty if (height, width) == shape else np.zeros)((len(pixels), 3, height, width), dtype=np.float32)
+    whole = preprocessing.padded(shape)
+    batch = (np.empty if whole == shape else np.zeros)((len(pixels), 3, *whole), dtype=np.float32)
     factor, offset = preprocessing.line
     for image, planes in zip(pixels, batch[..., :rows, :columns], strict=True):
         # Resizing is linear in the pixels, so floats may be resized before the normalisation or after it; only
