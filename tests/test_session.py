@@ -207,6 +207,9 @@ def test_a_replay_takes_what_lies_on_a_device_and_leaves_earlier_results_alone()
     feeds = [given[0], resident, np.asfortranarray(given[2]), np.repeat(given[3], 2, axis=1)[:, ::2]]
     found = [session.run_resident({"x": x})["y"] for x in feeds]
     np.testing.assert_array_equal(found, expected)
+    session._memory = ("cuda", 0)  # also where others would leave them there
+    last = session.run_resident({"x": given[1]})["y"]
+    assert isinstance(last, np.ndarray) and np.array_equal(last, expected[1])
 
 
 def test_waiting_threads_do_not_keep_the_cores(linear):

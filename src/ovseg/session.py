@@ -179,14 +179,12 @@ class Session:
         self.outputs = tuple(self._info(node) for node in self._session.get_outputs())
         self._expected = {info.name: info for info in self.inputs}
         self._known = [info.name for info in self.outputs]
-        memory = (_MEMORIES.get(self.providers[0], "cpu"), self.device.index)
+        self._memory = (_MEMORIES.get(self.providers[0], "cpu"), self.device.index)
         main = self.device.providers[0]
         graph = _GRAPH_OPTIONS.get(main.name, "")
         if replays := main.is_on(graph):
             check_fixed(self._label, (*self.inputs, *self.outputs), graph)
-        self._replay = _Replay(self._session, self.outputs, memory) if replays else None
-        # What a replay leaves on the device is written over by the next, so that it is copied.
-        self._memory = ("cpu", 0) if replays else memory
+        self._replay = _Replay(self._session, self.outputs, self._memory) if replays else None
         # DirectML is documented as not safe to run from several threads at once.
         alone = replays or _DML in self.providers
         self._turns = _turns(1 if alone else 2 * usable_cpus() if self.providers == (CPU,) else 0)
@@ -232,7 +230,7 @@ class Session:
         to_host = memory[0] == "cpu"
         try:
             with next(self._turns):
-                if self._replay is not None:
+                if self._replay is not None:  # what it leaves on the device the next writes over: it is copied
                     values = self._replay.run(feeds, wanted)
                 elif to_host and on_host:
                     values = self._session.run(wanted, dict(feeds))
